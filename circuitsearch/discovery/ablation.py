@@ -137,9 +137,11 @@ def unit_means(decoder: ResidualDecoder, sample: Sample, *, by_position: bool = 
 
     Without positions the average is over answer rows, the positions that predict an answer token;
     by position it is over all examples that reach a position. The mean of a *write* follows by
-    `project`, which is affine. One forward pass per batch.
+    `project`, which is affine. Averages keep the dtype of what they average. One forward pass per
+    batch.
     """
     sums: dict[SubLayer | None, Tensor] = {}
+    dtypes: dict[SubLayer | None, torch.dtype] = {}
     width = max(len(row.ids) for row in sample.rows) - 1
     counts = torch.zeros(width, dtype=torch.float64, device=sample.states.device)
 
@@ -150,6 +152,7 @@ def unit_means(decoder: ResidualDecoder, sample: Sample, *, by_position: bool = 
         padded = total.new_zeros(width, *total.shape[1:])
         padded[: len(total)] = total
         sums[key] = sums[key] + padded if key in sums else padded
+        dtypes[key] = units.dtype
 
     with torch.no_grad():
         for batch, states in sample.batches:
@@ -159,14 +162,15 @@ def unit_means(decoder: ResidualDecoder, sample: Sample, *, by_position: bool = 
             for sublayer, units in clean_units(decoder, batch, decoder.memory(states, batch.pages)):
                 add(sublayer, units, counted)
 
-    def averaged(total: Tensor) -> Tensor:
+    def averaged(key: SubLayer | None) -> Tensor:
+        total = sums[key]
         if not by_position:
-            return (total.sum(dim=0) / counts.sum()).to(sample.states.dtype)
+            return (total.sum(dim=0) / counts.sum()).to(dtypes[key])
         shape = (-1,) + (1,) * (total.ndim - 1)
-        return (total / counts.view(shape)).to(sample.states.dtype)
+        return (total / counts.view(shape)).to(dtypes[key])
 
-    means = {key: averaged(total) for key, total in sums.items() if key is not None}
-    return Means(means, averaged(sums[None]), sample.states.mean(dim=(0, 1)), by_position)
+    means = {key: averaged(key) for key in sums if key is not None}
+    return Means(means, averaged(None), sample.states.mean(dim=(0, 1)), by_position)
 
 
 def means_for(

@@ -9,16 +9,17 @@ say little about removals; margins and logit differences do not saturate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from circuitsearch.core.errors import ConfigError, DataError, choice_problem
-from circuitsearch.teacher.decoders import ResidualDecoder, token_loss
+from circuitsearch.teacher.decoders import token_loss
 from circuitsearch.teacher.documents.collate import IGNORED
 
-__all__ = ["METRICS", "first_difference", "measure"]
+__all__ = ["METRICS", "Readout", "first_difference", "measure"]
 
 
 _SOFT = 4.0
@@ -77,8 +78,16 @@ METRICS: Mapping[str, TokenMetric] = {
 logits for the next three, probability for the last."""
 
 
+class Readout(Protocol):
+    """What a metric needs of a decoder."""
+
+    def readout(self, x: Tensor) -> Tensor:
+        """Return logits [..., V] of the stream x [..., d]."""
+        ...
+
+
 def measure(
-    decoder: ResidualDecoder,
+    decoder: Readout,
     x: Tensor,
     labels: Tensor,
     metric: str = "answer_loss",
@@ -91,7 +100,7 @@ def measure(
     Only scored positions meet the vocabulary matrix, the largest of the decoder.
 
     Args:
-        decoder: the view.
+        decoder: the view, or anything else that reads the stream out.
         x: [B, T, d] the stream before the readout.
         labels: [B, T] next tokens, -100 where nothing is scored.
         metric: a name in `METRICS`.

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from circuitsearch.core.errors import ConfigError, DataError, integer_problems, raise_together
@@ -27,7 +26,7 @@ from circuitsearch.teacher.documents.records import Page, PageSource
 from circuitsearch.teacher.documents.records import fingerprint as pages_fingerprint
 from circuitsearch.teacher.loading import Teacher
 
-from .sample import Other, Sample
+from .sample import Other, Sample, encoded
 
 __all__ = ["make_pair_sample"]
 
@@ -70,8 +69,8 @@ def make_pair_sample(
     raise_together(problems, ConfigError, "Pair sample")
     pairs = semantic_pairs(pages, kind, teacher.tokens, seed).pairs
     used = sorted({pair.page for pair in pairs})
-    clean = [pages[page].source for page in used]
-    states, places = _encode(teacher, [*clean, *(pair.other_source for pair in pairs)], encode_size)
+    sources = [pages[page].source for page in used] + [pair.other_source for pair in pairs]
+    states, places = _encode_distinct(teacher, sources, encode_size)
     firsts = places[: len(used)]
     local = {page: index for index, page in enumerate(used)}
     content = [pair.fingerprint() for pair in pairs]
@@ -92,7 +91,9 @@ def make_pair_sample(
     return replace(sample, others=tuple(others))
 
 
-def _encode(teacher: Teacher, sources: Sequence[PageSource], size: int) -> tuple[Tensor, list[int]]:
+def _encode_distinct(
+    teacher: Teacher, sources: Sequence[PageSource], size: int
+) -> tuple[Tensor, list[int]]:
     """Encode every distinct page once.
 
     Returns:
@@ -104,13 +105,7 @@ def _encode(teacher: Teacher, sources: Sequence[PageSource], size: int) -> tuple
     for key, source in zip(keys, sources, strict=True):
         distinct.setdefault(key, source)
     index = {key: i for i, key in enumerate(distinct)}
-    queue = list(distinct.values())
-    blocks = (queue[i : i + size] for i in range(0, len(queue), size))
-    states = [
-        teacher.encode(teacher.pixel_values([source.image() for source in block]))
-        for block in blocks
-    ]
-    return torch.cat(states), [index[key] for key in keys]
+    return encoded(teacher, list(distinct.values()), size), [index[key] for key in keys]
 
 
 def _rows_of(states: Tensor, places: Sequence[int]) -> Tensor:

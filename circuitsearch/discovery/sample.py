@@ -17,11 +17,11 @@ from torch import Tensor
 from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.files import content_hash
 from circuitsearch.teacher.documents.collate import Batch, Example, collate, examples
-from circuitsearch.teacher.documents.records import Page, Question
+from circuitsearch.teacher.documents.records import Page, PageSource, Question
 from circuitsearch.teacher.documents.records import fingerprint as pages_fingerprint
 from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["Other", "Sample", "make_sample", "token_sample"]
+__all__ = ["Other", "Sample", "encoded", "make_sample", "token_sample"]
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,7 @@ def make_sample(
             f"Sample: none of the {len(pages)} pages has a question; give pages that do"
         )
     used = sorted({row.page for row in rows})
-    states = torch.cat(
-        [
-            teacher.encode(teacher.pixel_values([pages[i].image() for i in block]))
-            for block in (used[i : i + encode_size] for i in range(0, len(used), encode_size))
-        ]
-    )
+    states = encoded(teacher, [pages[i].source for i in used], encode_size)
     place = {page: index for index, page in enumerate(used)}
     key = [teacher.fingerprint, pages_fingerprint(pages), batch_size]
     return Sample(
@@ -158,6 +153,17 @@ def make_sample(
         batch_size=batch_size,
         pad_id=teacher.tokens.pad_id,
         fingerprint=content_hash(key),
+    )
+
+
+def encoded(teacher: Teacher, sources: Sequence[PageSource], size: int) -> Tensor:
+    """Return the encoder states [G, N, E] of G pages, `size` of them per encoder pass."""
+    blocks = (sources[i : i + size] for i in range(0, len(sources), size))
+    return torch.cat(
+        [
+            teacher.encode(teacher.pixel_values([source.image() for source in block]))
+            for block in blocks
+        ]
     )
 
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.discovery.ablation import batches_with_replacements, unit_means
-from circuitsearch.discovery.sample import Sample
+from circuitsearch.discovery.sample import Sample, token_sample
+from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from tests.discovery.literal import all_rows, records
+from tests.discovery.small_decoders import small_gpt2
 
 
 def test_means_are_plain_averages_over_answer_rows(tiny_teacher: Teacher, sample: Sample) -> None:
@@ -27,6 +30,30 @@ def test_means_are_plain_averages_over_answer_rows(tiny_teacher: Teacher, sample
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_means_have_the_precision_of_the_decoder(by_position: bool) -> None:
+    """A sample of bare tokens holds float32 states; that says nothing about the decoder."""
+    decoder = residual_decoder(small_gpt2().double())
+    rows, prompts = [[1, 5, 3, 7, 8], [2, 9, 10, 6]], [3, 2]
+    means = unit_means(decoder, token_sample(rows, prompts), by_position=by_position)
+    first = SubLayer.parse("S0")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        start = 0 if by_position else prompt - 1
+        with torch.no_grad():
+            x = decoder.embed(torch.tensor([row[:-1]]))
+            units = decoder.units(first, x, decoder.memory(torch.zeros(1, 0, 1)))
+        seen.append((x[0, start:], units[0, start:]))
+    for found, place in ((means.embedding, 0), (means.units[first], 1)):
+        long, short = (values[place] for values in seen)
+        if by_position:
+            expected = torch.cat([(long[:3] + short) / 2, long[3:]])
+        else:
+            expected = torch.cat([long, short]).mean(dim=0)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_zero_replaces_the_write_and_not_its_bias_for_units(

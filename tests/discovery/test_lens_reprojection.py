@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from circuitsearch.discovery.lens.reprojection import (
 )
 from circuitsearch.discovery.lens.stream import StreamOptions, stream_lens
 from circuitsearch.discovery.patching.components import sample_metric
-from circuitsearch.teacher.decoders import MBartResidualDecoder, residual_decoder
+from circuitsearch.teacher.decoders import Embedding, MBartResidualDecoder, residual_decoder
 from circuitsearch.teacher.documents.collate import Example
 from tests.discovery.lens_literal import PLACES, inputs_of, planted, streams
 from tests.discovery.literal import Exact, replaced
@@ -33,20 +32,13 @@ from tests.tiny import tiny_tokenizer
 CLOSE = {"rtol": 2e-7, "atol": 2e-6}
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    table: Tensor
-    scale: float
-    positions: Tensor | None
-
-
 class _Shown(MBartResidualDecoder):
     """A view that shows the pieces of its embedding."""
 
     @property
-    def embedding(self) -> _Pieces:
+    def embedding(self) -> Embedding:
         stack = self.model.model.decoder
-        return _Pieces(stack.embed_tokens.weight, 32**0.5, stack.embed_positions.weight[2:])
+        return Embedding(stack.embed_tokens.weight, 32**0.5, stack.embed_positions.weight[2:])
 
 
 class _Hidden:

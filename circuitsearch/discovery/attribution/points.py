@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -223,9 +222,9 @@ class Work:
         return run_pass(self.decoder, start, self.memory, measured, options)
 
     def _measured(self, x: Tensor, rule: BackwardRule) -> Tensor:
-        # of a decoder, `measure` takes the readout alone
-        view = cast(ResidualDecoder, _Readout(self.decoder, rule))
-        return measure(view, x, self.batch.labels, self.metric, self.foils)
+        return measure(
+            _RuledReadout(self.decoder, rule), x, self.batch.labels, self.metric, self.foils
+        )
 
     def deltas(self, kept: Pass) -> Deltas:
         """Return replacement minus the values of a pass."""
@@ -240,7 +239,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class _Readout:
+class _RuledReadout:
     """A decoder's readout under a backward rule."""
 
     decoder: ResidualDecoder

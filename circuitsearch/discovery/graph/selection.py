@@ -110,19 +110,7 @@ def greedy_edges(
     An edge is open for taking when its reader is the logits or feeds a component that already
     writes into the circuit. Components that the count left without input are dropped at the end.
 
-    Args:
-        wiring: writers and readers.
-        scores: [writers, readers]; ignored where no edge may be taken.
-        edge_count: how many edges to take; more than there are takes all.
-        absolute: rank by absolute score; otherwise by signed score, helpful edges first.
-        among: [writers, readers] of bool, the edges that may be taken; None for all.
-
-    Returns:
-        [writers, readers] of bool; the connected part of what was taken.
-
-    Raises:
-        ConfigError: the count is no integer from 0.
-        DataError: a score is not finite, or the table has another shape.
+    Arguments, result and errors are those of `top_edges`.
     """
     there, values = _values(wiring, scores, edge_count, absolute, among)
     fed = feeds(wiring)

@@ -47,13 +47,13 @@ def attention_map(
         ConfigError: the sub-layer is a feed-forward, or memory lacks its keys.
     """
     parts = decoder.parts(sublayer)
-    if parts.query is None or parts.key is None:
+    if parts.query is None:
         raise ConfigError(
             f"Attention map of {sublayer}: a feed-forward has none; choose a self- or "
             "cross-attention"
         )
     if sublayer.kind is Kind.SELF:
-        causal = _causal(parts, parts.query, parts.key, x)
+        causal = parts.causal_weights(parts.norm(x))
         return causal if spots is None else spots.at(causal.transpose(1, 2))
     if sublayer not in memory.keys_values:
         held = ", ".join(s.name for s in memory.keys_values) or "none"
@@ -70,19 +70,6 @@ def attention_map(
     return weights.view(rows, tokens, *weights.shape[1:]).transpose(1, 2)
 
 
-def _causal(parts: Parts, query_of: Affine, key_of: Affine, x: Tensor) -> Tensor:
-    """Return [B, H, T, T] of the stream x [B, T, d]."""
-    normed = parts.norm(x)
-    query, key = parts.split(query_of(normed)), parts.split(key_of(normed))
-    if parts.rotate is not None:
-        query, key = parts.rotate(query), parts.rotate(key)
-    # head h reads key group h // (H / G), so heads unfold into groups first
-    grouped = torch.unflatten(query, 1, (key.shape[1], -1))
-    products = torch.einsum("bgrqd,bgkd->bgrqk", grouped, key).flatten(1, 2)
-    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-    return _softmax(products.masked_fill(later, -torch.inf), parts.score_scale)
-
-
 def _cross(parts: Parts, query_of: Affine, x: Tensor, keys: Tensor, pages: Tensor) -> Tensor:
     """Return [K, H, N] for queries of the vectors x [K, d], keys [P, G, N, hd], pages [K]."""
     query = parts.split(query_of(parts.norm(x)).unsqueeze(1)).squeeze(2)
@@ -92,10 +79,5 @@ def _cross(parts: Parts, query_of: Affine, x: Tensor, keys: Tensor, pages: Tenso
         here = pages == page
         found = torch.einsum("kgrd,gnd->kgrn", grouped[here], keys[page])
         products[here] = found.flatten(1, 2)
-    return _softmax(products, parts.score_scale)
-
-
-def _softmax(products: Tensor, scale: float) -> Tensor:
-    """Return weights over the last dimension, in float32 or better."""
     products = products.to(torch.promote_types(products.dtype, torch.float32))
-    return (products * scale).softmax(dim=-1)
+    return (products * parts.score_scale).softmax(dim=-1)

@@ -8,24 +8,23 @@
 
 Only `full` lies in the stream. It needs nothing but the decoder's `embed`, which treats every token
 apart from its neighbours; the three forms inside it need the embedding's pieces, which an adapter
-shows as `embedding` (see `EmbeddingParts`).
+shows as `embedding` (a `decoders.Embedding`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from circuitsearch.core.errors import ConfigError
-from circuitsearch.teacher.decoders import ResidualDecoder
+from circuitsearch.teacher.decoders import Embedding, ResidualDecoder
 
 __all__ = [
     "FORMS",
     "SIMILARITIES",
-    "EmbeddingParts",
     "Form",
     "Similarity",
     "embedded",
@@ -40,31 +39,6 @@ SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 _MOST_NUMBERS = 2**24
 """Numbers of embeddings held at a time, 64 MiB in float32."""
-
-
-class EmbeddingParts(Protocol):
-    """The pieces of a decoder's embedding, as an adapter's attribute `embedding` gives them.
-
-    Attributes:
-        table: [V, d] the rows E.
-        scale: the factor c on them.
-        positions: [T, d] position embeddings P, row t for position t; None without learned ones.
-    """
-
-    @property
-    def table(self) -> Tensor:
-        """[V, d]."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """Factor on the rows."""
-        ...
-
-    @property
-    def positions(self) -> Tensor | None:
-        """[T, d], or None."""
-        ...
 
 
 def embedded(decoder: ResidualDecoder, ids: Tensor, form: Form) -> Tensor:
@@ -143,9 +117,9 @@ def _unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def _parts(decoder: ResidualDecoder, form: Form) -> EmbeddingParts:
+def _parts(decoder: ResidualDecoder, form: Form) -> Embedding:
     """Return the embedding's pieces, or say that the adapter keeps them to itself."""
-    parts: EmbeddingParts | None = getattr(decoder, "embedding", None)
+    parts: Embedding | None = getattr(decoder, "embedding", None)
     if parts is None:
         raise ConfigError(
             f"Embedding form {form}: the adapter {type(decoder).__name__} does not show the pieces "

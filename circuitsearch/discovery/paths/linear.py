@@ -40,7 +40,6 @@ __all__ = [
     "LinearRun",
     "LinearSelf",
     "Step",
-    "attention_weights",
     "linearise",
 ]
 
@@ -217,7 +216,8 @@ def linearise(
                 neurons = neuron_map(parts, normed, feed)
                 steps.append(LinearFeed(sublayer, parts, x, neurons))
             elif sublayer.kind is Kind.SELF:
-                steps.append(LinearSelf(sublayer, parts, x, attention_weights(parts, normed)))
+                weights = parts.causal_weights(normed).to(normed.dtype)
+                steps.append(LinearSelf(sublayer, parts, x, weights))
             else:
                 key = memory.keys_values[sublayer][0]
                 query = parts.split(_query(parts)(normed))
@@ -225,16 +225,6 @@ def linearise(
                 entries.append(Entry(sublayer, parts, x, query, key, pages))
             x = x + decoder.project(sublayer, decoder.units(sublayer, x, memory))
     return LinearRun(embedding, x, tuple(steps), tuple(entries))
-
-
-def attention_weights(parts: Parts, normed: Tensor) -> Tensor:
-    """Return the causal attention weights [B, H, T, T] of a self-attention."""
-    query, key = parts.split(_query(parts)(normed)), parts.split(_key(parts)(normed))
-    if parts.rotate is not None:
-        query, key = parts.rotate(query), parts.rotate(key)
-    scores = query @ _spread(key, parts).transpose(-2, -1) * parts.score_scale
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
 def _linear_norm(norm: Norm, x: Tensor, clean: Tensor) -> Tensor:
@@ -279,10 +269,6 @@ def _bias(affine: Affine) -> Tensor:
 
 def _query(parts: Parts) -> Affine:
     return _needed(parts.query)
-
-
-def _key(parts: Parts) -> Affine:
-    return _needed(parts.key)
 
 
 def _value(parts: Parts) -> Affine:

@@ -33,7 +33,6 @@ __all__ = [
     "chains",
     "identity_gap",
     "linear_options",
-    "measured_weights",
     "reader",
     "transform",
 ]
@@ -219,25 +218,14 @@ def _attend(parts: Parts, stream: Tensor, spots: Spots, options: PathOptions) ->
         raise ConfigError("Path transform: this attention's adapter gives no value projection")
     if options.attention == "one":
         return value
-    weights = measured_weights(parts, stream, spots)
+    # [K, H], the clean run's weight of each keyword at its answer
+    whole = parts.causal_weights(parts.norm(stream)).to(stream.dtype)
+    weights = whole[spots.rows, :, spots.answers, spots.keywords]
 
     def weighted(x: Tensor) -> Tensor:
         return (_split(value(x), parts.heads) * weights.unsqueeze(-1)).flatten(-2)
 
     return weighted
-
-
-def measured_weights(parts: Parts, stream: Tensor, spots: Spots) -> Tensor:
-    """Return [K, H], the clean run's attention weight of each keyword at its `<s_answer>`."""
-    if parts.query is None or parts.key is None:
-        raise ConfigError("Attention weights: a feed-forward has none; choose a self-attention")
-    normed = parts.norm(stream)
-    query = _split(parts.query(spots.at_answer(normed)), parts.heads)
-    key = _split(parts.key(normed), parts.heads)[spots.rows]
-    scores = torch.einsum("khd,kthd->kht", query, key) * parts.score_scale
-    later = torch.arange(stream.shape[1], device=stream.device) > spots.answers.unsqueeze(1)
-    weights = scores.masked_fill(later.unsqueeze(1), -torch.inf).softmax(dim=-1)
-    return weights.gather(2, spots.keywords[:, None, None].expand(-1, parts.heads, 1)).squeeze(2)
 
 
 def _split(joined: Tensor, heads: int) -> Tensor:

@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitsearch.core.components import Kind, SubLayer
-from circuitsearch.core.errors import ConfigError, DataError, PlanError
+from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.shapes import DecoderShape
 
+from .decoder_only import DecoderOnly, stack_of
 from .parts import Affine, Embedding, Norm, Parts
-from .stream import StreamDecoder
 
 __all__ = ["GPT2ResidualDecoder"]
 
 
-class GPT2ResidualDecoder(StreamDecoder):
+class GPT2ResidualDecoder(DecoderOnly):
     """`ResidualDecoder` of a `GPT2LMHeadModel` or of a class that keeps its module names.
 
     The options that change the scale of the scores (`scale_attn_weights`,
@@ -44,15 +43,8 @@ class GPT2ResidualDecoder(StreamDecoder):
         Raises:
             ConfigError: the model has no output projection, or was given cross-attention.
         """
-        self.model: Any = model
         self._stack = _stack(model)
-        self._lm_head: Any = self.model.lm_head
-        self.shape = _shape(self.model.config, self._stack, self._lm_head)
-        self.sublayers = tuple(
-            SubLayer.at(i, kind)
-            for i in range(self.shape.layers)
-            for kind in (Kind.SELF, Kind.FEED)
-        )
+        super().__init__(model, _shape(model, self._stack), self._stack.h)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return [B, T, d] = E[ids] + P[positions], for ids [B, T]."""
@@ -76,27 +68,13 @@ class GPT2ResidualDecoder(StreamDecoder):
         """The stack's last LayerNorm."""
         return _norm(self._stack.ln_f)
 
-    def unembed(self, normed: Tensor) -> Tensor:
-        """Return logits [..., V] = lm_head of the normed stream [..., d]."""
-        logits: Tensor = self._lm_head(normed)
-        return logits
+    def _feed(self, layer: Any) -> Parts:
+        mlp = layer.mlp
+        return Parts(
+            _norm(layer.ln_2), _affine(mlp.c_proj), up=_affine(mlp.c_fc), activation=mlp.act
+        )
 
-    def parts(self, sublayer: SubLayer) -> Parts:
-        """Return the sub-layer's LayerNorm, projections and activation.
-
-        Raises:
-            PlanError: a cross-attention is asked for.
-        """
-        layer = self._stack.h[sublayer.layer]
-        if sublayer.kind is Kind.FEED:
-            mlp = layer.mlp
-            return Parts(
-                _norm(layer.ln_2), _affine(mlp.c_proj), up=_affine(mlp.c_fc), activation=mlp.act
-            )
-        if sublayer.kind is Kind.CROSS:
-            raise PlanError(
-                f"{sublayer}: this decoder has no cross-attention; allowed are its S and M"
-            )
+    def _attention(self, layer: Any) -> Parts:
         attention = layer.attn
         project = _affine(attention.c_proj)
         heads = project.weight.shape[1] // self.shape.head_dim
@@ -130,15 +108,8 @@ def _norm(norm: Any) -> Norm:
 
 def _stack(model: nn.Module) -> Any:
     """Return the decoder stack, or say why the model has no residual view."""
-    stack: Any = getattr(model, "transformer", None)
-    missing = [f"transformer.{n}" for n in ("wte", "wpe", "h", "ln_f") if not hasattr(stack, n)]
-    if not hasattr(model, "lm_head"):
-        missing.append("lm_head")
-    if missing:
-        raise ConfigError(
-            f"Decoder {type(model).__name__}: it lacks {', '.join(missing)}, so it is not GPT-2 "
-            "with an output projection; load the checkpoint as GPT2LMHeadModel"
-        )
+    needed = ("wte", "wpe", "h", "ln_f")
+    stack = stack_of(model, "transformer", needed, "GPT-2", "GPT2LMHeadModel")
     if getattr(model.config, "add_cross_attention", False):
         raise ConfigError(
             f"Decoder {type(model).__name__}: got add_cross_attention True, allowed is False: the "
@@ -148,8 +119,9 @@ def _stack(model: nn.Module) -> Any:
     return stack
 
 
-def _shape(config: Any, stack: Any, lm_head: Any) -> DecoderShape:
+def _shape(model: Any, stack: Any) -> DecoderShape:
     """Read the sizes; head width and tables come from the weights."""
+    config = model.config
     return DecoderShape(
         layers=len(stack.h),
         d_model=config.hidden_size,
@@ -159,5 +131,5 @@ def _shape(config: Any, stack: Any, lm_head: Any) -> DecoderShape:
         vocabulary=stack.wte.num_embeddings,
         encoder_width=0,
         positions=stack.wpe.num_embeddings,
-        tied=lm_head.weight is stack.wte.weight,
+        tied=model.lm_head.weight is stack.wte.weight,
     )

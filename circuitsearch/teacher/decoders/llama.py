@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitsearch.core.components import Kind, SubLayer
-from circuitsearch.core.errors import ConfigError, PlanError, raise_together
+from circuitsearch.core.errors import ConfigError, raise_together
 from circuitsearch.core.shapes import DecoderShape
 
+from .decoder_only import DecoderOnly, stack_of
 from .parts import Affine, Embedding, Norm, Parts
-from .stream import StreamDecoder
 
 __all__ = ["LlamaResidualDecoder"]
 
@@ -33,7 +32,7 @@ _ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")
 """Rotary embeddings whose angles follow from the position alone."""
 
 
-class LlamaResidualDecoder(StreamDecoder):
+class LlamaResidualDecoder(DecoderOnly):
     """`ResidualDecoder` of a `LlamaForCausalLM` or of a class that keeps its module names."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,15 +45,8 @@ class LlamaResidualDecoder(StreamDecoder):
             ConfigError: the model has no output projection, attends through a sliding window, or
                 turns queries and keys by angles that depend on more than the position.
         """
-        self.model: Any = model
         self._stack = _stack(model)
-        self._lm_head: Any = self.model.lm_head
-        self.shape = _shape(self.model.config, self._stack, self._lm_head)
-        self.sublayers = tuple(
-            SubLayer.at(i, kind)
-            for i in range(self.shape.layers)
-            for kind in (Kind.SELF, Kind.FEED)
-        )
+        super().__init__(model, _shape(model, self._stack), self._stack.layers)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return [B, T, d] = E[ids], for ids [B, T]; positions enter in attention."""
@@ -71,31 +63,17 @@ class LlamaResidualDecoder(StreamDecoder):
         """The stack's last RMSNorm."""
         return _norm(self._stack.norm)
 
-    def unembed(self, normed: Tensor) -> Tensor:
-        """Return logits [..., V] = lm_head of the normed stream [..., d]."""
-        logits: Tensor = self._lm_head(normed)
-        return logits
+    def _feed(self, layer: Any) -> Parts:
+        mlp = layer.mlp
+        return Parts(
+            _norm(layer.post_attention_layernorm),
+            _affine(mlp.down_proj),
+            up=_affine(mlp.up_proj),
+            gate=_affine(mlp.gate_proj),
+            activation=mlp.act_fn,
+        )
 
-    def parts(self, sublayer: SubLayer) -> Parts:
-        """Return the sub-layer's RMSNorm, projections and activation.
-
-        Raises:
-            PlanError: a cross-attention is asked for.
-        """
-        layer = self._stack.layers[sublayer.layer]
-        if sublayer.kind is Kind.FEED:
-            mlp = layer.mlp
-            return Parts(
-                _norm(layer.post_attention_layernorm),
-                _affine(mlp.down_proj),
-                up=_affine(mlp.up_proj),
-                gate=_affine(mlp.gate_proj),
-                activation=mlp.act_fn,
-            )
-        if sublayer.kind is Kind.CROSS:
-            raise PlanError(
-                f"{sublayer}: this decoder has no cross-attention; allowed are its S and M"
-            )
+    def _attention(self, layer: Any) -> Parts:
         attention, width = layer.self_attn, self.shape.head_dim
         return Parts(
             _norm(layer.input_layernorm),
@@ -128,17 +106,10 @@ def _norm(norm: Any) -> Norm:
 
 def _stack(model: nn.Module) -> Any:
     """Return the decoder stack, or say why the model has no residual view."""
-    stack: Any = getattr(model, "model", None)
     needed = ("embed_tokens", "layers", "norm", "rotary_emb")
-    missing = [f"model.{name}" for name in needed if not hasattr(stack, name)]
-    if not hasattr(model, "lm_head"):
-        missing.append("lm_head")
+    remedy = "a causal language model (LlamaForCausalLM)"
+    stack = stack_of(model, "model", needed, "a Llama stack", remedy)
     heading = f"Decoder {type(model).__name__}"
-    if missing:
-        raise ConfigError(
-            f"{heading}: it lacks {', '.join(missing)}, so it is not a Llama stack with an output "
-            "projection; load the checkpoint as a causal language model (LlamaForCausalLM)"
-        )
     raise_together(_problems(model.config, stack.rotary_emb), ConfigError, heading)
     return stack
 
@@ -163,8 +134,9 @@ def _problems(config: Any, rotary: Any) -> list[str]:
     return problems
 
 
-def _shape(config: Any, stack: Any, lm_head: Any) -> DecoderShape:
+def _shape(model: Any, stack: Any) -> DecoderShape:
     """Read the sizes; a head may be wider or narrower than d / heads."""
+    config = model.config
     heads = config.num_attention_heads
     return DecoderShape(
         layers=len(stack.layers),
@@ -176,5 +148,5 @@ def _shape(config: Any, stack: Any, lm_head: Any) -> DecoderShape:
         encoder_width=0,
         groups=config.num_key_value_heads,
         gated=True,
-        tied=lm_head.weight is stack.embed_tokens.weight,
+        tied=model.lm_head.weight is stack.embed_tokens.weight,
     )

@@ -8,8 +8,11 @@ LayerNorm belongs to `embed`, the final one to `readout`.
 A student's layer may miss parts. The agreed form is: an absent sub-layer has its module *and* its
 LayerNorm set to None (`self_attn` with `self_attn_layer_norm`; `encoder_attn` with
 `encoder_attn_layer_norm`; `fc1` and `fc2` with `final_layer_norm`), and a narrower attention has
-sliced q/k/v rows and out_proj columns, its head count being rows // head_dim. Nothing else changes,
-so one adapter serves teacher and student.
+sliced q/k/v rows and out_proj columns, its head count being rows // head_dim. A replaced sub-layer
+is absent but for its replacement (`self_attn_replacement`, `encoder_attn_replacement` or
+`ffn_replacement`), a module that maps the LN'd stream to the write, or is a constant where the
+LayerNorm is None too; in a layer with `cross_alone` the write of the cross-attention is the stream
+behind it. Nothing else changes, so one adapter serves teacher and student.
 
 Where encoder and decoder widths differ, VisionEncoderDecoderModel projects the encoder's output
 once (`enc_to_dec_proj`). That projection is the teacher's business (`loading.Teacher.encode`): the
@@ -18,6 +21,7 @@ states handed to `memory` are already d wide, as mBART's cross-attention expects
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +31,7 @@ from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.shapes import DecoderShape
 
 from .parts import Affine, Embedding, Norm, Parts
+from .protocol import Memory
 from .stream import StreamDecoder
 
 __all__ = ["MBartResidualDecoder"]
@@ -40,10 +45,19 @@ _NORM = {
     Kind.CROSS: "encoder_attn_layer_norm",
     Kind.FEED: "final_layer_norm",
 }
+_REPLACEMENT = {
+    Kind.SELF: "self_attn_replacement",
+    Kind.CROSS: "encoder_attn_replacement",
+    Kind.FEED: "ffn_replacement",
+}
 
 
 class MBartResidualDecoder(StreamDecoder):
-    """`ResidualDecoder` of an `MBartForCausalLM` or of a class that keeps its module names."""
+    """`ResidualDecoder` of an `MBartForCausalLM` or of a class that keeps its module names.
+
+    Attributes:
+        alone: cross-attentions of a student whose write is the stream behind them (see `step`).
+    """
 
     def __init__(self, model: nn.Module) -> None:
         """Wrap a decoder.
@@ -57,13 +71,17 @@ class MBartResidualDecoder(StreamDecoder):
         stack: Any = _stack(model)
         self.model: Any = model
         self._stack: Any = stack
-        self._lm_head: Any = self.model.lm_head
-        self.shape = _shape(self.model.config, stack, self._lm_head)
+        self.shape = _shape(self.model.config, stack, self.model.lm_head)
         self.sublayers = tuple(
             SubLayer.at(i, kind)
             for i, layer in enumerate(stack.layers)
             for kind in Kind
             if _present(layer, kind)
+        )
+        self.alone = frozenset(
+            SubLayer.at(i, Kind.CROSS)
+            for i, layer in enumerate(stack.layers)
+            if getattr(layer, "cross_alone", False)
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -89,13 +107,50 @@ class MBartResidualDecoder(StreamDecoder):
         """The stack's last LayerNorm."""
         return _norm(self._stack.layer_norm)
 
-    def unembed(self, normed: Tensor) -> Tensor:
-        """Return logits [..., V] = lm_head of the normed stream [..., d]."""
-        logits: Tensor = self._lm_head(normed)
-        return logits
+    def memory(
+        self,
+        states: Tensor,
+        rows: Tensor | None = None,
+        sublayers: Collection[SubLayer] | None = None,
+    ) -> Memory:
+        """Return keys and values [P, H, N, hd]; a replaced cross-attention reads no page."""
+        wanted = self.sublayers if sublayers is None else sublayers
+        reading = [sublayer for sublayer in wanted if self._replacement(sublayer) is None]
+        return super().memory(states, rows, reading)
+
+    def units(self, sublayer: SubLayer, x: Tensor, memory: Memory) -> Tensor:
+        """Return head outputs or neurons; of a replacement the LN'd stream [B, T, d] or [B, T, 0].
+
+        A linear replacement carries what it reads, a constant carries nothing.
+        """
+        if self._replacement(sublayer) is None:
+            return super().units(sublayer, x, memory)
+        norm = getattr(self._stack.layers[sublayer.layer], _NORM[sublayer.kind])
+        return x[..., :0] if norm is None else _norm(norm)(x)
+
+    def project(self, sublayer: SubLayer, units: Tensor) -> Tensor:
+        """Return the write [B, T, d]: by the output projection, or by the replacement."""
+        replacement = self._replacement(sublayer)
+        if replacement is None:
+            return super().project(sublayer, units)
+        written: Tensor = replacement(units)
+        return written
+
+    def _replacement(self, sublayer: SubLayer) -> Any:
+        """Return the module that stands in for a sub-layer, or None."""
+        return getattr(self._stack.layers[sublayer.layer], _REPLACEMENT[sublayer.kind], None)
 
     def parts(self, sublayer: SubLayer) -> Parts:
-        """Return the sub-layer's LayerNorm, projections and activation."""
+        """Return the sub-layer's LayerNorm, projections and activation.
+
+        Raises:
+            ConfigError: the sub-layer is replaced, so nothing of this is there.
+        """
+        if self._replacement(sublayer) is not None:
+            raise ConfigError(
+                f"{sublayer}: this student has a replacement there, without heads or neurons to "
+                "look into; choose a decoder whose sub-layers are its own, such as the teacher's"
+            )
         layer = self._stack.layers[sublayer.layer]
         norm = _norm(getattr(layer, _NORM[sublayer.kind]))
         if sublayer.kind is Kind.FEED:
@@ -156,5 +211,6 @@ def _shape(config: Any, stack: Any, head: Any) -> DecoderShape:
 
 
 def _present(layer: Any, kind: Kind) -> bool:
-    """Tell whether a layer has the sub-layer; an absent one is a None module."""
-    return getattr(layer, "fc1" if kind is Kind.FEED else _ATTENTION[kind], None) is not None
+    """Tell whether a layer has the sub-layer or a replacement; absent ones are None modules."""
+    names = ("fc1" if kind is Kind.FEED else _ATTENTION[kind], _REPLACEMENT[kind])
+    return any(getattr(layer, name, None) is not None for name in names)

@@ -138,6 +138,24 @@ class Parts:
         width = self.project.weight.shape[1] // self.heads
         return joined.view(*joined.shape[:-1], -1, width).transpose(1, 2)
 
+    def causal_weights(self, normed: Tensor) -> Tensor:
+        """Return the weights [B, H, T, T] of a self-attention that reads the LN'd stream [B, T, d].
+
+        Rows are readers, and what stands behind them has weight zero. At least float32. Running a
+        decoder uses fused attention, which never forms them.
+        """
+        if self.query is None or self.key is None:
+            raise TypeError("a feed-forward has no attention weights")
+        query, key = self.split(self.query(normed)), self.split(self.key(normed))
+        if self.rotate is not None:
+            query, key = self.rotate(query), self.rotate(key)
+        # head h reads key group h // (H / G), so heads unfold into groups first
+        grouped = torch.unflatten(query, 1, (key.shape[1], -1))
+        products = torch.einsum("bgrqd,bgkd->bgrqk", grouped, key).flatten(1, 2)
+        products = products.to(torch.promote_types(products.dtype, torch.float32))
+        later = torch.ones(products.shape[-2:], dtype=torch.bool, device=normed.device).triu(1)
+        return (products * self.score_scale).masked_fill(later, -torch.inf).softmax(dim=-1)
+
     def neurons(self, normed: Tensor) -> Tensor:
         """Return activated neurons [..., F] of the LN'd stream."""
         if self.up is None or self.activation is None:

@@ -14,6 +14,10 @@ map that writes them to the stream), because heads and neurons are what gets sco
 Skipping a sub-layer is leaving its write out, patching is replacing units or a write, attribution
 is a gradient at either, and a student is the same list with fewer, narrower sub-layers.
 
+One exception: a student may hold a cross-attention whose write becomes the stream instead of being
+added to it (plan `C3=alone`). Its adapter names such sub-layers in `alone`, and `step` runs any
+sub-layer rightly; code that adds writes by itself is for decoders that have none.
+
 The view is deterministic: it applies no dropout, also in training mode, so a loss under it depends
 on weights and inputs only. Distillation through it therefore trains without dropout. It needs no
 padding mask: batches are padded on the right, attention is causal, and padded rows carry the label
@@ -45,6 +49,7 @@ __all__ = [
     "answer_loss",
     "continue_from",
     "run",
+    "step",
     "stream_loss",
     "token_loss",
     "write",
@@ -172,6 +177,17 @@ def write(decoder: ResidualDecoder, sublayer: SubLayer, x: Tensor, memory: Memor
     return decoder.project(sublayer, decoder.units(sublayer, x, memory))
 
 
+def step(decoder: ResidualDecoder, sublayer: SubLayer, x: Tensor, memory: Memory) -> Tensor:
+    """Return [B, T, d], the stream behind a sub-layer that reads x [B, T, d].
+
+    It is x + write, or the write where the decoder's `alone` (a set of sub-layers, which only
+    adapters of students have) names the sub-layer.
+    """
+    written = write(decoder, sublayer, x, memory)
+    alone: Collection[SubLayer] = getattr(decoder, "alone", ())
+    return written if sublayer in alone else x + written
+
+
 def continue_from(
     decoder: ResidualDecoder,
     x: Tensor,
@@ -193,7 +209,7 @@ def continue_from(
     """
     for sublayer in decoder.sublayers:
         if (after is None or sublayer > after) and (kept is None or sublayer in kept):
-            x = x + write(decoder, sublayer, x, memory)
+            x = step(decoder, sublayer, x, memory)
     return x
 
 

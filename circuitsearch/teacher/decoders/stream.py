@@ -1,7 +1,8 @@
 """What all adapters share: a decoder run from its sub-layers' parts.
 
-An adapter says where the pieces are (`parts`, `embed`, `final_norm`, `unembed`); how a sub-layer
-runs follows from them and is written here once.
+An adapter says where the pieces are (`parts`, `embed`, `final_norm`); how a sub-layer runs follows
+from them and is written here once. The output projection is `model.lm_head` unless `unembed` says
+otherwise.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class StreamDecoder(ABC):
     def final_norm(self) -> Norm:
         """The norm in front of the output projection."""
 
-    @abstractmethod
     def unembed(self, normed: Tensor) -> Tensor:
-        """Return logits [..., V] of the normed stream [..., d]."""
+        """Return logits [..., V] = lm_head of the normed stream [..., d]."""
+        logits: Tensor = self.model.lm_head(normed)
+        return logits
 
     def memory(
         self,
