@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from circuitsearch.core.budget import LimitSpec
 from circuitsearch.core.cost import Accounting, Generation, Quantity, Scope
+from circuitsearch.search.units import AttentionUnits
 
 __all__ = [
     "SPLITS",
@@ -27,6 +28,7 @@ __all__ = [
     "RowsData",
     "ScoresConfig",
     "SearchConfig",
+    "SpaceConfig",
     "StudyConfig",
 ]
 
@@ -152,11 +154,30 @@ class CircuitConfig(_Section):
     )
 
 
+class SpaceConfig(_Section):
+    """What a plan may choose for each sub-layer, beside skipping it."""
+
+    attention: AttentionUnits = Field(
+        "whole",
+        description="whole attentions; `counts` of heads, best first; `heads`: any subset of them",
+    )
+    widths: list[Count] = Field(
+        default_factory=list,
+        description="neurons kept, ascending, as choices beside the whole feed-forward",
+    )
+    replacements: list[Literal["mean", "linear", "alone"]] = Field(
+        default_factory=list, description="stand-ins offered wherever they are legal"
+    )
+
+
 class ElasticConfig(_Section):
     """The elastic teacher: the decoder distilled under a random feasible plan at every step."""
 
     steps: Annotated[int, Field(ge=0)] = Field(1200, description="0 leaves the elastic teacher out")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    rule: Literal["uniform", "sandwich", "weighted"] = Field(
+        "uniform", description="which plan trains at which step (`search.elastic`)"
+    )
 
 
 class DistillConfig(_Section):
@@ -185,16 +206,37 @@ class StudyConfig(_Section):
     """The warm-started search."""
 
     trainings: Count = Field(10, description="students to distil")
-    sampler: str = Field("circuit", description="who proposes plans after the warm start")
-    warm_scores: Annotated[int, Field(ge=0)] = Field(3, description="plans from the circuit scores")
+    sampler: str | None = Field(
+        None,
+        description="who proposes plans after the warm start; default `elastic`, without an "
+        "elastic teacher `circuit`",
+    )
+    objective: Literal["single", "pareto"] = Field(
+        "single", description="the best plan within the budget, or the best at every cost below"
+    )
+    warm_scores: Annotated[int, Field(ge=0)] = Field(
+        1, description="plans from the components' effects"
+    )
+    warm_edges: Annotated[int, Field(ge=0)] = Field(
+        1, description="plans from the edges of the circuit graph"
+    )
+    warm_pairs: Annotated[int, Field(ge=0)] = Field(
+        1, description="plans from effects, with pairs, on the elastic teacher"
+    )
     warm_elastic: Annotated[int, Field(ge=0)] = Field(
         3, description="best plans of the elastic teacher"
+    )
+    promote: Annotated[int, Field(ge=0)] = Field(
+        0, description="best plans to distil again in full (final.steps) before one is chosen"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         5, description="failed trainings before it stops"
     )
     storage: str | None = Field(
         None, description="database URL; default SQLite in the output folder"
+    )
+    lease_seconds: Annotated[float, Field(gt=0)] = Field(
+        120, description="a worker that is silent for so long gives its plan back"
     )
 
 
@@ -229,6 +271,7 @@ class SearchConfig(_Section):
     generation: GenerationConfig = GenerationConfig()
     scores: ScoresConfig = ScoresConfig()
     circuit: CircuitConfig = CircuitConfig()
+    space: SpaceConfig = SpaceConfig()
     elastic: ElasticConfig = ElasticConfig()
     distill: DistillConfig = DistillConfig()
     exhaustive: ExhaustiveConfig = ExhaustiveConfig()
@@ -240,12 +283,32 @@ class SearchConfig(_Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> SearchConfig:
-        if self.elastic.steps == 0 and self.search.warm_elastic > 0:
+        asked = [
+            f"search.{name}"
+            for name, wanted in (
+                ("warm_elastic", self.search.warm_elastic > 0),
+                ("warm_pairs", self.search.warm_pairs > 0),
+                ("sampler", self.search.sampler == "elastic"),
+            )
+            if wanted
+        ]
+        if self.elastic.steps == 0 and asked:
             raise ValueError(
-                "search.warm_elastic asks for plans of the elastic teacher but elastic.steps is 0; "
+                f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "
                 "set one of them otherwise"
             )
+        if self.search.promote and self.final.steps in (None, self.distill.steps):
+            raise ValueError(
+                f"search.promote asks to distil {self.search.promote} plans again in full, but "
+                "final.steps is that of the search's own distillation; set final.steps above "
+                f"{self.distill.steps}, or search.promote to 0"
+            )
         return self
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampler."""
+        return self.search.sampler or ("elastic" if self.elastic.steps else "circuit")
 
     @property
     def work(self) -> Path:

@@ -10,19 +10,23 @@ that was stopped goes on where it was. What each stage does is in `stages`.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from circuitsearch import stages
 from circuitsearch.core.measurement import Measurement
-from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.paths.table import PathTable
+from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
+from circuitsearch.search.view import StudyStatus
 from circuitsearch.show.rows import ResultRow
+from circuitsearch.stages import Ranking
 from circuitsearch.students.features import Features
+from circuitsearch.students.plan_view import neuron_order
+from circuitsearch.students.replacements import Replacements
 from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
@@ -50,7 +54,7 @@ class Pipeline:
     @cached_property
     def space(self) -> Space:
         """All plans within the budget; an impossible budget is refused here."""
-        return stages.plan_space(self.work, self.teacher)
+        return stages.plan_space(self.work, self.teacher, lambda: self.scores)
 
     @cached_property
     def pages(self) -> dict[str, list[Page]]:
@@ -78,39 +82,108 @@ class Pipeline:
         return stages.draw_circuit(self.work, self.teacher, self.pages["score"], self.paths)
 
     @cached_property
-    def elastic(self) -> ResidualDecoder | None:
-        """The elastic teacher's decoder, None when the search does without."""
-        return stages.train_elastic(self.work, self.teacher, self.space, self.features["train"])
+    def replacements(self) -> Replacements | None:
+        """What stands in for sub-layers, fitted to the teacher; None when no plan may use it."""
+        return stages.fit(self.work, self.teacher, self.features["train"])
 
     @cached_property
-    def untrained(self) -> list[tuple[Plan, float]]:
-        """Every feasible plan by its loss without training, best first: the exhaustive baseline."""
-        return stages.rank(
-            self.work, self.space, self.teacher.decoder, self.features["select"], "untrained"
+    def worths(self) -> dict[str, float]:
+        """What every unit of a plan is worth by the teacher's effects."""
+        return stages.worths(
+            self.work, self.teacher, self.space, self.scores, self.features, self.replacements
         )
 
     @cached_property
-    def elastic_ranking(self) -> list[tuple[Plan, float]]:
+    def elastic(self) -> ResidualDecoder | None:
+        """The elastic teacher's decoder, None when the search does without."""
+        return stages.train_elastic(
+            self.work,
+            self.teacher,
+            self.space,
+            self.features["train"],
+            rule=self.work.config.elastic.rule,
+            worths=[self.worths[name] for name in self.space.names]
+            if self.work.config.elastic.rule == "weighted"
+            else None,
+            replacements=self.replacements,
+        )
+
+    @cached_property
+    def untrained(self) -> Ranking:
+        """Every feasible plan by its loss without training, best first: the exhaustive baseline."""
+        return self._ranked(self.teacher.decoder, "untrained")
+
+    @cached_property
+    def elastic_ranking(self) -> Ranking:
         """Every feasible plan by its loss under the elastic teacher, best first."""
-        if self.elastic is None:
-            return []
-        return stages.rank(self.work, self.space, self.elastic, self.features["select"], "elastic")
+        return [] if self.elastic is None else self._ranked(self.elastic, "elastic")
+
+    def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
+        return stages.rank(
+            self.work,
+            self.space,
+            view,
+            self.features["select"],
+            phase,
+            neurons=neuron_order(self.teacher.decoder),
+            replacements=self.replacements,
+        )
 
     @cached_property
     def trainer(self) -> stages.StudentTrainer:
         """The shared trainer."""
-        return stages.StudentTrainer(self.work, self.teacher, self.features)
+        return stages.StudentTrainer(self.work, self.teacher, self.features, self.replacements)
+
+    @cached_property
+    def prior(self) -> Prior:
+        """What the search knows before the first training."""
+        return Prior(self.worths, tuple(self.elastic_ranking))
+
+    @cached_property
+    def warm(self) -> stages.WarmPlans:
+        """The plans to distil first, by source."""
+        pairs = partial(
+            stages.pair_numbers,
+            self.work,
+            self.teacher,
+            self.space,
+            self.elastic,
+            self.pages["score"],
+        )
+        return stages.warm_start(self.work, self.space, self.prior, self.circuit, pairs)
 
     @cached_property
     def study(self) -> Study:
         """The finished search: every plan it distilled, measured on the pages to choose on."""
-        warm = stages.warm_start(self.work, self.space, self.scores, self.elastic_ranking)
-        return stages.search(self.work, self.space, self.scores, self.trainer, warm)
+        return stages.search(self.work, self.space, self.prior, self.trainer, self.warm)
+
+    @cached_property
+    def chosen(self) -> Study:
+        """The phase whose best plan is handed over: full distillation where it was asked for."""
+        return stages.promote(self.work, self.study, self.trainer)
 
     @cached_property
     def rows(self) -> tuple[ResultRow, ...]:
         """The final comparison: teacher, exhaustive T1-T3 and the search's best on fresh pages."""
-        return stages.compare(self.work, self.trainer, self.untrained, self.study, self.scores)
+        return stages.compare(
+            self.work, self.trainer, self.untrained, self.study, self.chosen, self.scores
+        )
+
+    def join(self, study: Study) -> str:
+        """Work on a study that another process has opened, until its budget is spent.
+
+        Returns:
+            Why it ended.
+        """
+        return stages.join(self.work, study, self.trainer)
+
+    def fork(self, earlier: str) -> StudyStatus:
+        """Begin the study with what an earlier one of the same database has found.
+
+        Returns:
+            Its trials by state.
+        """
+        return stages.fork(self.work, self.space, self.prior, self.trainer, earlier)
 
     def validate(self) -> dict[str, Any]:
         """Check everything that can be checked without running, and say what would run."""
@@ -125,7 +198,7 @@ class Pipeline:
         self.teacher, self.space, self.pages, self.features  # noqa: B018  # refuse faults first
         circuit = self.circuit
         result = stages.report(self.work, self.trainer, self.rows, self.study, self.scores, circuit)
-        stages.hand_over(self.work, self.trainer, self.study, self.pages["final"])
+        stages.hand_over(self.work, self.trainer, self.chosen, self.pages["final"])
         return result
 
     def evaluate(self, student: str, split: str) -> Measurement:

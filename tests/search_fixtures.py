@@ -22,9 +22,11 @@ from circuitsearch.core.files import seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape, EncoderShape, TeacherShape
+from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage import close_storage, open_storage
 from circuitsearch.search.study import Study
+from circuitsearch.search.units import Choices
 
 __all__ = ["Landscape", "kill_at_statement", "limit", "make_space", "run_story", "teacher_shape"]
 
@@ -47,11 +49,11 @@ def limit(
     return LimitSpec(quantity, value, scope, accounting)  # type: ignore[arg-type]
 
 
-def make_space(*limits: str | LimitSpec, layers: int = 4) -> Space:
+def make_space(*limits: str | LimitSpec, layers: int = 4, choices: Choices | None = None) -> Space:
     """The space under these limits; a bare text limits the decoder's parameters (paper)."""
     shape = teacher_shape(layers)
     specs = [limit(one) if isinstance(one, str) else one for one in limits]
-    return Space(shape, Budget.resolve(specs, shape))
+    return Space(shape, Budget.resolve(specs, shape), choices)
 
 
 class Landscape:
@@ -85,6 +87,14 @@ class Landscape:
         other = np.random.default_rng(seed).permutation(self.worths)
         mixed = correlation * self.worths + np.sqrt(1 - correlation**2) * other
         return dict(zip(self.space.names, mixed.tolist(), strict=True))
+
+    def knowledge(self, correlation: float = 1.0, seed: int = 0) -> Prior:
+        """The same scores, and a ranking of all plans by what they predict."""
+        worths = self.prior(correlation, seed)
+        array = np.array([worths[name] for name in self.space.names])
+        plans = list(self.space.enumerate())
+        losses = [-float(np.dot(array, self.space.bits(plan))) for plan in plans]
+        return Prior(worths, tuple(zip(plans, losses, strict=True)))
 
     def measure(self, plan: Plan, source: str = "sampler") -> Measurement:
         """Evaluate a plan as a study would; every call is recorded in `calls`."""
@@ -140,5 +150,6 @@ def run_story(url: str, statement: int = 0, pause: float = 0.0) -> None:
         kill_at_statement(storage, statement)
     study = Study.open(storage, "story", space, {"steps": 3}, 11, "circuit", landscape.prior(0.6))
     warm = [(Plan.parse(text), "scores") for text in ("C0 S1", "C1 M2", "C3 M3")]
-    study.run(evaluate, 9, warm)
+    # Being killed again and again is not the plans' fault here.
+    study.run(evaluate, 9, warm, attempts=1000)
     close_storage(storage)

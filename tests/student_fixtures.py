@@ -14,12 +14,14 @@ from torch import Tensor
 
 from circuitsearch.core.components import Kind, SubLayer, sublayers
 from circuitsearch.core.files import content_hash
+from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import WHOLE, Keep, Plan
 from circuitsearch.core.shapes import DecoderShape
-from circuitsearch.teacher.decoders import Memory, ResidualDecoder
+from circuitsearch.students.replacements import Replacements
+from circuitsearch.teacher.decoders import Affine, Memory, ResidualDecoder
 from circuitsearch.teacher.documents.records import Page, Question
 
-__all__ = ["ablated_teacher", "noise_pages", "plans"]
+__all__ = ["ablated_teacher", "any_replacements", "noise_pages", "plans"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def noise_pages(count: int, seed: int = 0) -> list[Page]:
 
 
 def plans(shape: DecoderShape, *, whole: bool = False) -> st.SearchStrategy[Plan]:
-    """Plans for a decoder: each sub-layer skipped, whole, or (unless `whole`) in part."""
+    """Plans for a decoder: each sub-layer skipped, whole, or (unless `whole`) in part, replaced."""
 
     def keeps(sublayer: SubLayer) -> st.SearchStrategy[Keep | None]:
         choices: list[st.SearchStrategy[Keep | None]] = [st.none(), st.just(WHOLE)]
@@ -65,6 +67,9 @@ def plans(shape: DecoderShape, *, whole: bool = False) -> st.SearchStrategy[Plan
         elif not whole:
             heads = st.sets(st.integers(0, shape.heads - 1), min_size=1)
             choices.append(heads.map(lambda some: Keep(heads=tuple(some))))
+        if not whole:
+            names = [name for name, one in REPLACEMENTS.items() if sublayer.kind in one.kinds]
+            choices.append(st.sampled_from(names).map(lambda name: Keep(replacement=name)))
         return st.one_of(choices)
 
     names = sublayers(shape.layers)
@@ -75,17 +80,49 @@ def plans(shape: DecoderShape, *, whole: bool = False) -> st.SearchStrategy[Plan
     )
 
 
+def any_replacements(shape: DecoderShape, seed: int = 0) -> Replacements:
+    """Random numbers for every sub-layer: building and running a student needs no fit."""
+    generator = torch.Generator().manual_seed(seed)
+    d = shape.d_model
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    names = sublayers(shape.layers)
+    means = {sublayer: draw(d) for sublayer in names}
+    return Replacements(means, {one: Affine(draw(d, d) / d**0.5, draw(d)) for one in names})
+
+
 def ablated_teacher(
-    view: ResidualDecoder, units: Mapping[SubLayer, tuple[int, ...]], ids: Tensor, memory: Memory
+    view: ResidualDecoder,
+    plan: Plan,
+    units: Mapping[SubLayer, tuple[int, ...]],
+    ids: Tensor,
+    memory: Memory,
+    fitted: Replacements | None = None,
 ) -> Tensor:
-    """The oracle: the teacher's logits with dropped units zero, skipped sub-layers left out."""
+    """The oracle: the teacher's logits with dropped units zero, skipped sub-layers left out.
+
+    Where the plan replaces a sub-layer, its write is that of `fitted`, or the stream behind it.
+    """
+    fitted = fitted or Replacements()
     x = view.embed(ids)
     for sublayer in view.sublayers:
-        if sublayer in units:
+        keep = plan.keep(sublayer)
+        name = None if keep is None else keep.replacement
+        if name == "mean":
+            x = x + fitted.means[sublayer]
+        elif name == "linear":
+            norm, fit = view.parts(sublayer).norm, fitted.maps[sublayer]
+            centred = x - x.mean(-1, keepdim=True)
+            scaled = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + norm.eps)
+            x = x + (scaled * norm.weight + norm.bias) @ fit.weight.T + fit.bias
+        elif sublayer in units:
             carried = view.units(sublayer, x, memory)
             dropped = torch.ones(carried.shape[2], dtype=torch.bool)
             dropped[list(units[sublayer])] = False
             carried = carried.clone()
             carried[:, :, dropped] = 0.0
-            x = x + view.project(sublayer, carried)
+            written = view.project(sublayer, carried)
+            x = written if name == "alone" else x + written
     return view.readout(x)

@@ -9,7 +9,7 @@ import typer
 
 from circuitsearch import __version__
 
-from . import student, teacher
+from . import student, study, teacher
 from .cost import cost_command
 from .doctor import doctor_command
 from .search import (
@@ -42,6 +42,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "enumerate": enumerate_command,
     "search": search_command,
     "resume": resume_command,
+    "worker": study.worker_command,
+    "status": study.status_command,
+    "top": study.top_command,
+    "show": study.show_command,
+    "stop": study.stop_command,
     "distill": student.distill_command,
     "evaluate": student.evaluate_command,
     "answer": student.answer_command,
@@ -50,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, function in _COMMANDS.items():
     app.command(name)(function)
+app.add_typer(study.app, name="study")
 app.add_typer(teacher.app, name="teacher")
 
 

@@ -5,6 +5,7 @@ Every stage keeps its result, so the commands share work: `score` followed by `r
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +24,14 @@ from .shell import (
 )
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
     from circuitsearch.pipeline import Pipeline
 
 __all__ = [
     "enumerate_command",
     "graph_command",
+    "join_study",
     "open_pipeline",
     "paths_command",
     "resume_command",
@@ -62,6 +66,45 @@ def open_pipeline(
     work.write_config()
     on_interrupt(f"circuitsearch resume {config.output}")
     return Pipeline(work)
+
+
+def join_study(
+    storage: RDBStorage,
+    url: str,
+    name: str,
+    output: Path | None,
+    overrides: list[str] | None,
+    quiet: bool,
+) -> str:
+    """Work on a study by the configuration that is stored with it; return why it ended."""
+    quiet_libraries()
+    import optuna
+    import yaml
+
+    from circuitsearch.configfile import load_config
+    from circuitsearch.core.errors import ConfigError
+    from circuitsearch.core.files import write_text
+    from circuitsearch.pipeline import Pipeline
+    from circuitsearch.progress import reporter
+    from circuitsearch.search.study import Study
+    from circuitsearch.stages import versions
+    from circuitsearch.workspace import CONFIG_FILE, Workspace
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = Study.attach(storage, name, versions())
+    if study.config is None:
+        raise ConfigError(
+            f"Study {name!r} holds no configuration for workers; open it with circuitsearch run"
+        )
+    # A folder of its own: several workers may share a machine, and features are per folder.
+    folder = output or Path(f"{study.config['output']}-worker-{os.getpid()}")
+    given = {**study.config, "output": str(folder)}
+    given["search"] = {**given["search"], "storage": url}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(given, sort_keys=False))
+    work = Workspace(load_config(folder / CONFIG_FILE, overrides or []), reporter(quiet=quiet))
+    _claims.append(work.claim())
+    return Pipeline(work).join(study)
 
 
 @command

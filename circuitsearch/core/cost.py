@@ -21,8 +21,15 @@ d (decoder) and e (what k and v read):
     S             4dwT + 2wQ                    4dwTc + 2wQc
     C             2ewNP + 2dwT + 2wNT           2ewN + 2dwTc + 2wNTc
     M             2dfT                          2dfTc
+    =mean         0                             0
+    =linear       d^2 T                         d^2 Tc
     unembedding   VdT                           VdP
     ============= ============================= ==========================
+
+What stands in for a sub-layer (`keep`) is counted in full in both accountings: d numbers for
+`mean`, d^2 + d for `linear`. They are fitted in the place of weights, so `paper`, which passes over
+the teacher's biases, does not pass over them. The LayerNorm that `linear` keeps, 2d, is counted by
+`cached` alone, like any other. `alone` costs what the whole cross-attention costs.
 
 1 MAC = 2 FLOPs. Costs are additive over sub-layers, heads and neurons, so an integer program can
 use them directly.
@@ -41,12 +48,14 @@ from typing import Any, Literal, get_args
 from circuitsearch.core.components import Kind, SubLayer, sublayers
 from circuitsearch.core.errors import (
     ConfigError,
+    PlanError,
     choice_problem,
     integer_problems,
     raise_together,
 )
 from circuitsearch.core.files import record_fields
-from circuitsearch.core.plan import Plan
+from circuitsearch.core.keep import REPLACEMENTS, Keep, kind_problems
+from circuitsearch.core.plan import Plan, shape_problems, units_kept
 from circuitsearch.core.shapes import DecoderShape, TeacherShape
 
 __all__ = [
@@ -60,6 +69,7 @@ __all__ = [
     "Scope",
     "ScopeCost",
     "cost",
+    "entry_cost",
     "fixed_costs",
     "sublayer_cost",
     "unembedding_macs",
@@ -199,6 +209,42 @@ def sublayer_cost(
     return ScopeCost(units * per_unit.parameters + shared, units * per_unit.macs)
 
 
+def entry_cost(
+    sublayer: SubLayer,
+    keep: Keep | None,
+    shape: TeacherShape,
+    accounting: Accounting,
+    generation: Generation | None = None,
+) -> ScopeCost:
+    """Return the cost of one entry of a plan; a plan's sub-layers cost the sum over its entries.
+
+    Args:
+        sublayer: the sub-layer.
+        keep: how much of it stays, or what replaces it; None, no heads and width 0 cost nothing.
+        shape: the teacher's shape.
+        accounting: `paper` or `cached`.
+        generation: prompt length and passes; `Generation()` when None.
+
+    Raises:
+        PlanError: the decoder has no such sub-layer, heads or width, or none may be replaced so.
+        ConfigError: the accounting is unknown, or the formulas do not fit the decoder.
+    """
+    if keep is None:
+        return sublayer_cost(sublayer.kind, 0, shape, accounting, generation)
+    problems = kind_problems(sublayer, keep) + shape_problems(sublayer, keep, shape.decoder)
+    raise_together(problems, PlanError, f"Cost of {sublayer}{keep}")
+    units = units_kept(sublayer, keep, shape.decoder)
+    own = sublayer_cost(sublayer.kind, units, shape, accounting, generation)
+    if keep.replacement is None or not REPLACEMENTS[keep.replacement].fitted:
+        return own
+    d = shape.decoder.d_model
+    if keep.replacement == "mean":
+        return ScopeCost(d, 0)
+    norm = 2 * d if accounting == "cached" else 0
+    tokens = (generation or Generation()).tokens(accounting)
+    return ScopeCost(d * d + d + norm, d * d * tokens)
+
+
 def _per_unit(
     kind: Kind, shape: TeacherShape, accounting: Accounting, generation: Generation
 ) -> ScopeCost:
@@ -298,10 +344,7 @@ def cost(
     generation = generation or Generation()
     plan = plan.fitted(shape.decoder)
     kept = {
-        one.name: sublayer_cost(
-            one.kind, plan.units(one, shape.decoder), shape, accounting, generation
-        )
-        for one in plan.sublayers
+        one.name: entry_cost(one, keep, shape, accounting, generation) for one, keep in plan.kept
     }
     fixed = fixed_costs(shape, accounting, generation)
     decoder = sum(kept.values(), ScopeCost(0, 0))

@@ -1,8 +1,20 @@
 """One entry of a plan: how much of a sub-layer is kept, and how that is written.
 
-The text form of an entry is `C2` (whole), `S3[0-8]` or `C3[4,7-11]` (heads of an attention) or
-`M1:512` (the 512 best-ranked neurons of a feed-forward); the JSON form is an object such as
-{"sublayer": "S3", "heads": [0, 1]}. Readers here collect every fault and raise them together.
+The text form of an entry is `C2` (whole), `S3[0-8]` or `C3[4,7-11]` (heads of an attention),
+`M1:512` (the 512 best-ranked neurons of a feed-forward) or `M1=mean` (a replacement); the JSON form
+is an object such as {"sublayer": "S3", "heads": [0, 1]} or {"sublayer": "M1", "replacement":
+"mean"}. Readers here collect every fault and raise them together.
+
+A *replacement* stands where the sub-layer stood (x is the stream, [B, T, d]):
+
+    M1=mean     x + c            c [d], the sub-layer's mean write in the teacher
+    S0=linear   x + A LN(x) + b  A [d, d], b [d], fitted to the teacher by least squares; the
+                                 LayerNorm is the sub-layer's own
+    C3=alone    f(x)             the sub-layer as it is, but its write becomes the stream instead of
+                                 being added to it
+
+`alone` is what Donut-MINT (arXiv 2509.26235, Proposition 2) finds the last layer to do: M3 removes
+what C3 was added to. A cross-attention replaced by `mean` or `linear` no longer reads the page.
 """
 
 from __future__ import annotations
@@ -10,17 +22,58 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitsearch.core.components import Kind, SubLayer
-from circuitsearch.core.errors import PlanError, integer_problems, nearest, raise_together
+from circuitsearch.core.errors import (
+    PlanError,
+    choice_problem,
+    integer_problems,
+    nearest,
+    raise_together,
+)
 
-__all__ = ["WHOLE", "Keep", "kind_problems", "read_entry", "read_text", "spans"]
+__all__ = [
+    "REPLACEMENTS",
+    "WHOLE",
+    "Keep",
+    "Replacement",
+    "kind_problems",
+    "read_entry",
+    "read_text",
+    "spans",
+]
 
-_ITEM = re.compile(r"(?P<name>[^\s,\[\]:]+)(?:\[(?P<heads>[^\[\]]*)\]|:(?P<width>[^\s,\[\]:]*))?")
+_ITEM = re.compile(
+    r"(?P<name>[^\s,\[\]:=]+)"
+    r"(?:\[(?P<heads>[^\[\]]*)\]|:(?P<width>[^\s,\[\]:=]*))?"
+    r"(?:=(?P<replacement>[^\s,]*))?"
+)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,6}")
 _SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
-_JSON_FIELDS = ("sublayer", "heads", "width")
+_JSON_FIELDS = ("sublayer", "heads", "width", "replacement")
+
+
+class Replacement(NamedTuple):
+    """What may stand where a sub-layer stood.
+
+    Attributes:
+        kinds: the kinds of sub-layers that it may replace.
+        reads: whether a cross-attention replaced by it still reads the page.
+        fitted: whether it needs numbers fitted to the teacher, beside the sub-layer's own weights.
+    """
+
+    kinds: tuple[Kind, ...]
+    reads: bool
+    fitted: bool
+
+
+REPLACEMENTS: dict[str, Replacement] = {
+    "mean": Replacement(tuple(Kind), reads=False, fitted=True),
+    "linear": Replacement(tuple(Kind), reads=False, fitted=True),
+    "alone": Replacement((Kind.CROSS,), reads=True, fitted=False),
+}
+"""Replacements by name; the module docstring says what each computes."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +83,16 @@ class Keep:
     Attributes:
         heads: kept heads of an attention, ascending and without repeats; None keeps all.
         width: number of kept neurons of a feed-forward, the best-ranked ones; None keeps all.
+        replacement: what stands in for the sub-layer (a name in `REPLACEMENTS`), instead of heads
+            or a width; None when the sub-layer itself is kept.
     """
 
     heads: tuple[int, ...] | None = None
     width: int | None = None
+    replacement: str | None = None
 
     def __post_init__(self) -> None:
-        """Sort the heads; refuse repeats, negative numbers and anything that is not an integer."""
+        """Sort the heads; refuse repeats, negative or fractional numbers, unknown replacements."""
         problems = []
         if self.heads is not None:
             heads = tuple(self.heads)
@@ -45,12 +101,21 @@ class Keep:
                 object.__setattr__(self, "heads", tuple(sorted(heads)))
         if self.width is not None:
             problems += integer_problems("width", self.width)
+        if self.replacement is not None:
+            if self.replacement not in list(REPLACEMENTS):  # anything may come from JSON
+                problems.append(choice_problem("replacement", self.replacement, [*REPLACEMENTS]))
+            problems += [
+                f"got {what} and a replacement; write one of them, a replaced sub-layer has no "
+                f"{what} to keep"
+                for what, given in (("heads", self.heads), ("width", self.width))
+                if given is not None
+            ]
         raise_together(problems, PlanError, "Kept part of a sub-layer")
 
     @property
     def whole(self) -> bool:
-        """Whether everything is kept."""
-        return self.heads is None and self.width is None
+        """Whether everything is kept, as it is."""
+        return self.heads is None and self.width is None and self.replacement is None
 
     @property
     def nothing(self) -> bool:
@@ -58,7 +123,9 @@ class Keep:
         return self.heads == () or self.width == 0
 
     def __str__(self) -> str:
-        """Return the suffix of the plan's text: nothing, `[0-8]` or `:512`."""
+        """Return the suffix of the plan's text: nothing, `[0-8]`, `:512` or `=mean`."""
+        if self.replacement is not None:
+            return f"={self.replacement}"
         if self.heads is not None:
             return f"[{spans(self.heads)}]"
         return "" if self.width is None else f":{self.width}"
@@ -68,11 +135,18 @@ WHOLE = Keep()
 
 
 def kind_problems(sublayer: SubLayer, keep: Keep) -> list[str]:
-    """Describe heads on a feed-forward or a width on an attention."""
+    """Describe what a sub-layer of its kind cannot have: heads, a width, a replacement."""
     if sublayer.kind is Kind.FEED and keep.heads is not None:
         return [f"{sublayer} is a feed-forward and has no heads; write a width: {sublayer}:512"]
     if sublayer.kind is not Kind.FEED and keep.width is not None:
         return [f"{sublayer} is an attention and has no width; write heads: {sublayer}[0-3]"]
+    if keep.replacement is not None and sublayer.kind not in REPLACEMENTS[keep.replacement].kinds:
+        kinds = ", ".join(kind.value for kind in REPLACEMENTS[keep.replacement].kinds)
+        allowed = ", ".join(n for n, one in REPLACEMENTS.items() if sublayer.kind in one.kinds)
+        return [
+            f"{sublayer}={keep.replacement}: this replacement is for {kinds} only; allowed for "
+            f"{sublayer} are {allowed}"
+        ]
     return []
 
 
@@ -106,11 +180,13 @@ def read_entry(entry: Any) -> tuple[SubLayer, Keep]:
         PlanError,
         f"Entry {entry['sublayer']!r}",
     )
-    heads, width = entry.get("heads"), entry.get("width")
+    heads = entry.get("heads")
     if heads is not None and not isinstance(heads, list | tuple):
         raise PlanError(f"heads: got {heads!r}, allowed is a list of integers")
     return SubLayer.parse(entry["sublayer"]), Keep(
-        heads=None if heads is None else tuple(heads), width=width
+        heads=None if heads is None else tuple(heads),
+        width=entry.get("width"),
+        replacement=entry.get("replacement"),
     )
 
 
@@ -139,20 +215,21 @@ def _stray(between: str) -> list[str]:
     stray = between.replace(",", " ").strip()
     if not stray:
         return []
-    return [f"unexpected {stray!r}; write items such as M0, S3[0-8] or M1:512"]
+    return [f"unexpected {stray!r}; write items such as M0, S3[0-8], M1:512 or M1=mean"]
 
 
 def _read_item(found: re.Match[str]) -> tuple[SubLayer, Keep]:
     """Read one item of the text form."""
     sublayer = SubLayer.parse(found["name"])
     try:
-        if found["heads"] is not None:
-            return sublayer, Keep(heads=_read_heads(found["heads"]))
-        if found["width"] is not None:
-            return sublayer, Keep(width=_read_width(found["width"]))
+        keep = Keep(
+            heads=None if found["heads"] is None else _read_heads(found["heads"]),
+            width=None if found["width"] is None else _read_width(found["width"]),
+            replacement=found["replacement"],
+        )
     except PlanError as error:
         raise PlanError(f"{found[0]!r}: {error}") from error
-    return sublayer, WHOLE
+    return sublayer, keep
 
 
 def _read_heads(text: str) -> tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 Text form, the one users read and write:
 
-    M0 C2 S3[0-8] C3[4,7-11] M1:512
+    M0 C2 S3[0-8] C3[4,7-11] M1:512 M2=mean
 
 keeps M0 and C2 whole, heads 0 to 8 of S3, heads 4 and 7 to 11 of C3 and the 512 best-ranked neurons
-of M1; every sub-layer that is not named is skipped. The order of writing is free, the canonical
-text is in execution order (`M0 M1:512 C2 S3[0-8] C3[4,7-11]`). An attention without heads and a
+of M1, and puts a constant vector where M2 was (`keep` lists the replacements); every sub-layer that
+is not named is skipped. The order of writing is free, the canonical text is in execution order
+(`M0 M1:512 C2 M2=mean S3[0-8] C3[4,7-11]`). An attention without heads and a
 feed-forward of width 0 do nothing worth keeping, so a plan drops them: a module with zero heads
 would still add its output bias (a trap that the reference file donut.md 4.7 describes).
 
@@ -24,10 +25,18 @@ from typing import Any
 from circuitsearch.core.components import Kind, SubLayer, sublayers
 from circuitsearch.core.errors import PlanError, raise_together
 from circuitsearch.core.files import content_hash
-from circuitsearch.core.keep import WHOLE, Keep, kind_problems, read_entry, read_text, spans
+from circuitsearch.core.keep import (
+    REPLACEMENTS,
+    WHOLE,
+    Keep,
+    kind_problems,
+    read_entry,
+    read_text,
+    spans,
+)
 from circuitsearch.core.shapes import DecoderShape
 
-__all__ = ["WHOLE", "Keep", "Plan"]
+__all__ = ["WHOLE", "Keep", "Plan", "shape_problems", "units_kept"]
 
 _EMPTY = "(empty)"  # how reports print the empty plan, accepted when pasted back
 
@@ -83,8 +92,9 @@ class Plan:
     def from_json(cls, data: Any) -> Plan:
         """Read the JSON form (a list of entries), or the text form.
 
-        An entry is an object {"sublayer": "S3", "heads": [0, 1]}, {"sublayer": "M1", "width": 512}
-        or {"sublayer": "C2"}, or an item of the text form such as "C2".
+        An entry is an object {"sublayer": "S3", "heads": [0, 1]}, {"sublayer": "M1", "width": 512},
+        {"sublayer": "M2", "replacement": "mean"} or {"sublayer": "C2"}, or an item of the text
+        form such as "C2".
 
         Raises:
             PlanError: lists every fault together.
@@ -129,6 +139,8 @@ class Plan:
                 entry["heads"] = list(keep.heads)
             if keep.width is not None:
                 entry["width"] = keep.width
+            if keep.replacement is not None:
+                entry["replacement"] = keep.replacement
             entries.append(entry)
         return entries
 
@@ -155,7 +167,7 @@ class Plan:
         return tuple(sublayer for sublayer, _ in self.kept)
 
     def __contains__(self, sublayer: object) -> bool:
-        """Whether a sub-layer is kept, at least in part."""
+        """Whether a sub-layer is kept, at least in part or by a replacement."""
         return sublayer in self._keeps
 
     def keep(self, sublayer: SubLayer) -> Keep | None:
@@ -167,13 +179,13 @@ class Plan:
         return Plan(tuple(entry for entry in self.kept if entry[0] != sublayer))
 
     def units(self, sublayer: SubLayer, shape: DecoderShape) -> int:
-        """Return the number of kept heads (attention) or neurons (feed-forward), 0 if skipped."""
+        """Return the number of the teacher's heads (attention) or neurons (feed-forward) kept.
+
+        It is 0 when the sub-layer is skipped or replaced by `mean` or `linear`, which hold none of
+        them, and all of them under `alone`, which runs the sub-layer as it is.
+        """
         keep = self.keep(sublayer)
-        if keep is None:
-            return 0
-        if sublayer.kind is Kind.FEED:
-            return shape.ffn if keep.width is None else keep.width
-        return shape.heads if keep.heads is None else len(keep.heads)
+        return 0 if keep is None else units_kept(sublayer, keep, shape)
 
     def fitted(self, shape: DecoderShape) -> Plan:
         """Return the canonical plan for a decoder: full head lists and full widths become whole.
@@ -184,19 +196,23 @@ class Plan:
         problems: list[str] = []
         entries: list[tuple[SubLayer, Keep]] = []
         for sublayer, keep in self.kept:
-            problems.extend(_shape_problems(sublayer, keep, shape))
-            full = self.units(sublayer, shape) == _all_units(sublayer, shape)
-            entries.append((sublayer, WHOLE if full else keep))
+            problems.extend(shape_problems(sublayer, keep, shape))
+            full = units_kept(sublayer, keep, shape) == units_kept(sublayer, WHOLE, shape)
+            entries.append((sublayer, WHOLE if full and keep.replacement is None else keep))
         raise_together(problems, PlanError, f"Plan {str(self)!r} does not fit the decoder")
         return Plan(tuple(entries))
 
 
-def _all_units(sublayer: SubLayer, shape: DecoderShape) -> int:
-    """Return how many heads or neurons `sublayer` has in `shape`."""
-    return shape.ffn if sublayer.kind is Kind.FEED else shape.heads
+def units_kept(sublayer: SubLayer, keep: Keep, shape: DecoderShape) -> int:
+    """Return how many heads or neurons one entry keeps; see `Plan.units`."""
+    if keep.replacement is not None and REPLACEMENTS[keep.replacement].fitted:
+        return 0
+    if sublayer.kind is Kind.FEED:
+        return shape.ffn if keep.width is None else keep.width
+    return shape.heads if keep.heads is None else len(keep.heads)
 
 
-def _shape_problems(sublayer: SubLayer, keep: Keep, shape: DecoderShape) -> list[str]:
+def shape_problems(sublayer: SubLayer, keep: Keep, shape: DecoderShape) -> list[str]:
     """Describe what of one entry does not exist in `shape`."""
     if sublayer.layer >= shape.layers:
         last = sublayers(shape.layers)[-1]

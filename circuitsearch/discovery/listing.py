@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitsearch.core.components import Head, Kind, SubLayer
+from circuitsearch.core.errors import ConfigError
 from circuitsearch.teacher.decoders import ResidualDecoder
 
 from .wiring import Wiring
@@ -17,7 +18,12 @@ __all__ = ["components_of", "joined", "wiring_of"]
 
 
 def components_of(decoder: ResidualDecoder) -> list[SubLayer | Head]:
-    """Return every sub-layer and head that is present, each sub-layer followed by its heads."""
+    """Return every sub-layer and head that is present, each sub-layer followed by its heads.
+
+    Raises:
+        ConfigError: the decoder's stream is not a sum of writes.
+    """
+    _check_sum(decoder)
     found: list[SubLayer | Head] = []
     for sublayer in decoder.sublayers:
         found.append(sublayer)
@@ -30,8 +36,9 @@ def wiring_of(decoder: ResidualDecoder, level: str = "sublayers", *, split: bool
     """Return the wiring of a decoder.
 
     Raises:
-        ConfigError: the level is unknown.
+        ConfigError: the level is unknown, or the decoder's stream is not a sum of writes.
     """
+    _check_sum(decoder)
     attentions = {s: decoder.parts(s) for s in decoder.sublayers if s.kind is not Kind.FEED}
     return Wiring.of(
         decoder.sublayers,
@@ -40,6 +47,17 @@ def wiring_of(decoder: ResidualDecoder, level: str = "sublayers", *, split: bool
         level,
         split,
     )
+
+
+def _check_sum(decoder: ResidualDecoder) -> None:
+    """Refuse a student whose plan replaces the stream (`C3=alone`): nothing adds up behind it."""
+    alone = sorted(getattr(decoder, "alone", ()))
+    if alone:
+        raise ConfigError(
+            f"Discovery: in this student {', '.join(map(str, alone))} replaces the stream instead "
+            "of adding to it, so components and edges have no additive effects; analyse its "
+            "teacher, or a student whose plan has no '=alone'"
+        )
 
 
 def joined(parts: Collection[Tensor] | Iterator[Tensor]) -> np.ndarray:

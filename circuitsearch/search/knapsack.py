@@ -3,14 +3,19 @@
 Given one value per unit, `solve` finds the feasible plan of largest total value by integer
 programming (HiGHS through `scipy.optimize.milp`):
 
-    maximise   sum_i value[i] x[i],   x[i] in {0, 1}
-    subject to sum_i cost[b, i] x[i] <= capacity[b]                  for every limit b
-               sum over cross-attentions of x[i] >= 1                 (a legal student)
-               sum_{i: y[i]=1} (1 - x[i]) + sum_{i: y[i]=0} x[i] >= d (distance d from a plan y)
+    maximise   sum_i value[i] x[i] + sum_t worth[t] y[t],   x[i] in {0, 1}
+    subject to sum_i cost[b, i] x[i] + sum_p opening[b, p] z[p] <= capacity[b]   for every limit b
+               x[i] <= x[j] where unit i is the step after j,  z[p] >= x[i] for the heads i of p
+               x[i] + x[j] <= 1 where unit i is a replacement and j another unit of its sub-layer
+               sum over the units that read the page of x[i] >= 1        (a legal student)
+               y[t] <= x[i] for every unit i of interaction t; y[t] >= sum x[i] - size + 1
+               sum_{i: y[i]=1} (1 - x[i]) + sum_{i: y[i]=0} x[i] >= d   (distance d from a plan y)
 
-The last row with d = 1 is a *no-good cut*: it forbids exactly the plan y. A larger d keeps the
-plans of a warm-start `pool` apart. `greedy` answers the first three rows within microseconds, not
-always optimally; the sampler's random draws use it, as a draw need not be an exact optimum.
+An *interaction* is worth something only when all of its units stay: an edge of the circuit graph
+with both ends, or a path. The last row with d = 1 is a *no-good cut*: it forbids exactly the plan
+y. A larger d keeps the plans of a warm-start `pool` apart. `greedy` answers the rows without
+interactions within microseconds, not always optimally; the sampler's random draws use it, as a
+draw need not be an exact optimum.
 
 A floating-point solver meets rows only within a tolerance (and SciPy's can return a point that
 violates one, scipy/scipy#24141). So its answer is rounded and verified in integers, and a point
@@ -19,32 +24,22 @@ beyond a limit is cut off and the program solved again.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from circuitsearch.core.errors import CircuitSearchError, ConfigError
 from circuitsearch.core.files import seed_from
 from circuitsearch.core.plan import Plan
+from circuitsearch.search.program import Interaction, solve_once
 from circuitsearch.search.space import Bits, Space
 
-__all__ = ["greedy", "pool", "solve", "take", "tie_broken"]
+__all__ = ["Predicted", "greedy", "pool", "solve", "sweep_budget", "take", "tie_broken", "total"]
 
 _TIE = 1e-9
 """Largest worth of a tie-break, relative to the largest value: decides ties and nothing else."""
-_SCALE = 1e6
-"""Largest value as the solver sees it. Its absolute gap of 1e-6 is then 1e-12 of that value, which
-resolves the tie-breaks; at a scale of 1 it stops up to 1e-6 short of the optimum."""
-_COEFFICIENT = 10**6
-"""Largest coefficient of a limit's row; larger ones are scaled down for the solver."""
-_INFEASIBLE = 2  # scipy.optimize.milp's status
 
 
 def solve(
@@ -52,6 +47,7 @@ def solve(
     space: Space,
     forbidden: Sequence[Sequence[int]] = (),
     *,
+    interactions: Sequence[Interaction] = (),
     distance: int = 1,
     percent: int = 100,
 ) -> Bits | None:
@@ -65,6 +61,7 @@ def solve(
             only where legality asks for one.
         space: units, costs, limits and legality.
         forbidden: plans as bits; the answer differs from each of them.
+        interactions: worths of units that stay together.
         distance: by how many units the answer differs from each forbidden plan, at least.
         percent: share of every capacity that may be used, in percent.
 
@@ -75,11 +72,15 @@ def solve(
         ConfigError: a value is not finite, or there is not one per unit.
         CircuitSearchError: the solver failed.
     """
-    worths = tie_broken(_checked(values, space))
-    capacity = [left * percent // 100 for left in space.capacity]
+    array = _checked(values, space)
+    size = _size(array, interactions)
+    worths = tie_broken(array, size)
+    scaled = [(members, worth / size) for members, worth in interactions if size > 0 and worth]
+    unspent = [left - left * percent // 100 for left in space.capacity]
+    capacity = [left - kept for left, kept in zip(space.capacity, unspent, strict=True)]
     cuts = [(tuple(int(bit) for bit in plan), distance) for plan in forbidden]
     while True:
-        bits = _milp(worths, space, capacity, cuts)
+        bits = solve_once(worths, space, capacity, cuts, scaled)
         if bits is None:
             return None
         if any(_differences(bits, plan) < apart for plan, apart in cuts):
@@ -87,24 +88,34 @@ def solve(
                 f"The integer program returned the excluded plan {str(space.plan(bits))!r}: "
                 "the HiGHS solver of the installed SciPy is faulty, try another SciPy version"
             )
-        over = any(
-            sum(price for price, bit in zip(prices, bits, strict=True) if bit) > left
-            for prices, left in zip(space.costs.tolist(), capacity, strict=True)
-        )
-        if not over:
+        left = space.remaining(bits)
+        fits = all(have >= kept for have, kept in zip(left, unspent, strict=True))
+        if fits and space.lawful(bits):
             return bits
         # Beyond a limit by less than the solver's tolerance: cut this point off, solve again.
         cuts.append((bits, 1))
 
 
-def tie_broken(values: ArrayLike) -> NDArray[np.float64]:
+def total(
+    bits: Sequence[int], values: ArrayLike, interactions: Sequence[Interaction] = ()
+) -> float:
+    """Return what a plan is worth: its units, and the interactions whose units all stay."""
+    found = float(np.dot(np.asarray(values, dtype=np.float64), bits))
+    return found + sum(worth for units, worth in interactions if all(bits[i] for i in units))
+
+
+def tie_broken(values: ArrayLike, size: float | None = None) -> NDArray[np.float64]:
     """Return the values scaled to at most 1 in size, plus a fixed tiny worth per position.
 
     The fixed worths reach 1e-9 at most. They are irregular numbers, so that sums of different
     units differ: equally good plans get an order, and it is the same on every run.
+
+    Args:
+        values: worth of each unit.
+        size: what to divide by; the largest value when None.
     """
     array = np.asarray(values, dtype=np.float64)
-    size = float(np.abs(array).max(initial=0.0))
+    size = float(np.abs(array).max(initial=0.0)) if size is None else size
     scaled = array / size if size > 0 else np.zeros_like(array)
     worths = [seed_from("tie-break", index) / 2**63 for index in range(len(array))]
     return scaled + _TIE * np.array(worths)
@@ -118,7 +129,8 @@ def greedy(values: ArrayLike, space: Space, *, fill: bool = True) -> Bits | None
     Args:
         values: worth of each unit, any sign; shape [units].
         space: units, costs, limits and legality.
-        fill: also take units of no or negative value, until nothing more fits.
+        fill: also take units of no or negative value, until nothing more fits. Replacements of
+            no or negative value are left out all the same: they fill no budget worth filling.
 
     Returns:
         The plan's bits, or None when no plan is feasible.
@@ -129,7 +141,7 @@ def greedy(values: ArrayLike, space: Space, *, fill: bool = True) -> Bits | None
     worths = _checked(values, space)
     order: list[int] = np.argsort(-worths / _shares(space), kind="stable").tolist()
     if fill:
-        return take(order, space)
+        return take([i for i in order if worths[i] > 0 or not space.units[i].alone], space)
     wanted = [unit for unit in order if worths[unit] > 0]
     # Without a wanted cross-attention a plan still needs one: the best affordable of the others.
     spare = [[unit] for unit in order if unit in space.required and unit not in wanted]
@@ -140,20 +152,80 @@ def greedy(values: ArrayLike, space: Space, *, fill: bool = True) -> Bits | None
 def take(order: Sequence[int], space: Space) -> Bits | None:
     """Return the feasible plan that takes units in the given order, as long as they fit.
 
-    A unit is passed over when it does not fit, or when with it no cross-attention could be
-    afforded any more. Units that `order` does not name are skipped.
+    A unit is passed over when it does not fit, when its sub-layer is kept in another way already,
+    or when with it no cross-attention could be afforded any more. A step of a chain whose
+    predecessor comes later in the order is taken right after it. Units that `order` does not name
+    are skipped.
     """
-    if not space.completable(space.capacity, False, order):
+    taking = _Taking(order, space)
+    if not taking.completable(space.capacity, reads=False, place=0):
         return None
-    bits, reads, remaining = [0] * len(space.units), False, space.capacity
+    waiting: dict[int, list[int]] = {}
     for place, unit in enumerate(order):
-        left, reading = space.pay(unit, remaining), reads or unit in space.required
-        if space.completable(left, reading, order[place + 1 :]):
-            bits[unit], reads, remaining = 1, reading, left
-    return tuple(bits)
+        ready = [unit]
+        while ready:
+            one = ready.pop(0)
+            after = space.units[one].after
+            if after is not None and not taking.bits[after]:
+                waiting.setdefault(after, []).append(one)
+            elif taking.offer(one, place + 1):
+                ready += waiting.pop(one, [])
+    return tuple(taking.bits)
 
 
-def pool(values: ArrayLike, space: Space, size: int, distance: int | None = None) -> list[Plan]:
+class _Taking:
+    """A plan that grows unit by unit and can always be completed."""
+
+    def __init__(self, order: Sequence[int], space: Space) -> None:
+        self.bits = [0] * len(space.units)
+        self._space = space
+        self._remaining = space.capacity
+        self._reads = False
+        # What reading the page costs, by the place in the order from which it is still possible.
+        none = [0] * len(space.units)
+        self._readers = [
+            (place, unit, space.price(unit, none))
+            for place, unit in enumerate(order)
+            if unit in space.required
+        ]
+        self._closed: set[int] = set()
+
+    def completable(self, remaining: Sequence[int], *, reads: bool, place: int) -> bool:
+        """Whether units from `place` on can make the plan legal within what remains."""
+        if min(remaining, default=0) < 0:
+            return False
+        return reads or any(
+            at >= place
+            and self._space.part_of(unit) not in self._closed
+            and all(have >= need for have, need in zip(remaining, price, strict=True))
+            for at, unit, price in self._readers
+        )
+
+    def offer(self, unit: int, place: int) -> bool:
+        """Take a unit if it fits and leaves a legal plan within reach; return whether it did."""
+        space, part = self._space, self._space.part_of(unit)
+        alone = space.units[unit].alone
+        if part in self._closed or (alone and any(self.bits[i] for i in space.parts[part].indices)):
+            return False
+        price = space.price(unit, self.bits)
+        left = tuple(have - need for have, need in zip(self._remaining, price, strict=True))
+        reads = self._reads or space.units[unit].reads
+        if alone:
+            self._closed.add(part)
+        if not self.completable(left, reads=reads, place=place):
+            self._closed.discard(part)
+            return False
+        self.bits[unit], self._remaining, self._reads = 1, left, reads
+        return True
+
+
+def pool(
+    values: ArrayLike,
+    space: Space,
+    size: int,
+    distance: int | None = None,
+    interactions: Sequence[Interaction] = (),
+) -> list[Plan]:
     """Return good plans that differ from each other, best first where the budget is the full one.
 
     Every third plan may use only 98 % of the budget, so that the plans also differ in size.
@@ -163,6 +235,7 @@ def pool(values: ArrayLike, space: Space, size: int, distance: int | None = None
         space: units, costs, limits and legality.
         size: largest number of plans.
         distance: by how many units any two plans differ, at least; one in twenty when None.
+        interactions: worths of units that stay together.
 
     Returns:
         At most `size` feasible plans; fewer when the space holds no more at that distance.
@@ -177,13 +250,50 @@ def pool(values: ArrayLike, space: Space, size: int, distance: int | None = None
     while len(found) < size:
         bits = None
         if len(found) % 3 == 2:
-            bits = solve(values, space, found, distance=apart, percent=98)
+            bits = solve(
+                values, space, found, interactions=interactions, distance=apart, percent=98
+            )
         if bits is None:
-            bits = solve(values, space, found, distance=apart)
+            bits = solve(values, space, found, interactions=interactions, distance=apart)
         if bits is None:
             break
         found.append(bits)
     return [space.plan(bits) for bits in found]
+
+
+class Predicted(NamedTuple):
+    """The best plan of a part of the budget, as the values see it.
+
+    Attributes:
+        percent: share of every limit's capacity that may be used.
+        plan: the plan.
+        worth: what it is worth, in the unit of the values.
+    """
+
+    percent: int
+    plan: Plan
+    worth: float
+
+
+def sweep_budget(
+    values: ArrayLike,
+    space: Space,
+    percents: Sequence[int] = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100),
+    interactions: Sequence[Interaction] = (),
+) -> list[Predicted]:
+    """Return the predicted curve of worth against budget, before anything is trained.
+
+    Shares of the budget that no legal student meets are left out.
+
+    Raises:
+        ConfigError: a value is not finite, or there is not one per unit.
+    """
+    found = []
+    for percent in percents:
+        bits = solve(values, space, interactions=interactions, percent=percent)
+        if bits is not None:
+            found.append(Predicted(percent, space.plan(bits), total(bits, values, interactions)))
+    return found
 
 
 def _checked(values: ArrayLike, space: Space) -> NDArray[np.float64]:
@@ -200,89 +310,27 @@ def _checked(values: ArrayLike, space: Space) -> NDArray[np.float64]:
     return array
 
 
+def _size(values: NDArray[np.float64], interactions: Sequence[Interaction]) -> float:
+    """Return the largest worth in size."""
+    return max([float(np.abs(values).max(initial=0.0)), *(abs(worth) for _, worth in interactions)])
+
+
 def _shares(space: Space) -> NDArray[np.float64]:
     """Return what each unit takes of all limits together; shape [units], above 0.
 
-    Without limits, or for a unit that none of them counts, the least number keeps the order of
-    values among such units and puts them where they belong: first if worth something.
+    A part of free heads shares its opening among its heads. Without limits, or for a unit that none
+    of them counts, the least number keeps the order of values among such units and puts them where
+    they belong: first if worth something.
     """
     capacity = np.array([max(left, 1) for left in space.capacity], dtype=np.float64)
     shares: NDArray[np.float64] = (space.costs / capacity[:, None]).sum(axis=0)
+    opening = (space.openings / capacity[:, None]).sum(axis=0)
+    for place, part in enumerate(space.parts):
+        if part.free:
+            shares[part.first : part.first + part.heads] += opening[place] / part.heads
     return np.maximum(shares, 1e-12)
 
 
 def _differences(bits: Sequence[int], other: Sequence[int]) -> int:
     """Return the number of units that one of two plans keeps and the other skips."""
     return sum(one != two for one, two in zip(bits, other, strict=True))
-
-
-def _milp(
-    worths: NDArray[np.float64],
-    space: Space,
-    capacity: Sequence[int],
-    cuts: Sequence[tuple[Bits, int]],
-) -> Bits | None:
-    """Solve the program of the module docstring once; None when no point satisfies all rows."""
-    count = len(space.units)
-    rows, low, high = _limit_rows(space, capacity)
-    rows.append([float(unit in space.required) for unit in range(count)])
-    low.append(1.0)
-    high.append(np.inf)
-    for plan, apart in cuts:
-        rows.append([1.0 - 2.0 * bit for bit in plan])
-        low.append(float(apart - sum(plan)))
-        high.append(np.inf)
-    with _stdout_kept_clean():
-        result = milp(
-            -_SCALE * worths,
-            constraints=LinearConstraint(np.array(rows), np.array(low), np.array(high)),
-            integrality=np.ones(count),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0},
-        )
-    if result.status == _INFEASIBLE:
-        return None
-    if result.x is None or result.status != 0:
-        raise CircuitSearchError(f"The integer program was not solved: {result.message}")
-    return tuple(int(value > 0.5) for value in result.x)
-
-
-def _limit_rows(
-    space: Space, capacity: Sequence[int]
-) -> tuple[list[list[float]], list[float], list[float]]:
-    """Return one row per limit with its lower and upper end, scaled for the solver."""
-    rows, low, high = [], [], []
-    for prices, left in zip(space.costs.tolist(), capacity, strict=True):
-        # Dividing by the common divisor loses nothing: sums of multiples stay below a number
-        # exactly when they stay below its floor. Donut's parameters become 1, 1 and 2.
-        divisor = math.gcd(*prices) or 1
-        coefficients, bound = [price // divisor for price in prices], left // divisor
-        scale = max(1.0, max(coefficients) / _COEFFICIENT)
-        rows.append([number / scale for number in coefficients])
-        low.append(-np.inf)
-        high.append(bound / scale)
-    return rows, low, high
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """Send what the solver writes to standard output to standard error instead.
-
-    HiGHS prints a leftover debugging line from C++ in about 1 of 200 programs, whatever its output
-    options say (jump-dev/HiGHS.jl#312); standard output belongs to the command's data.
-    """
-    try:
-        saved = os.dup(1)
-    except OSError:  # no standard output to protect
-        yield
-        return
-    try:
-        sys.stdout.flush()
-        os.dup2(2, 1)
-        yield
-    finally:
-        # C buffers its output apart from Python: empty that buffer before the way is put back.
-        if os.name == "posix":
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(saved, 1)
-        os.close(saved)

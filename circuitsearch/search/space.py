@@ -1,131 +1,223 @@
 """The search space: which plans may be evaluated, as bits with integer costs.
 
-A *unit* is one thing that a student keeps or skips; here it is a whole sub-layer. A plan is then a
-vector of bits in execution order (1 = kept), and every limit of the budget is one linear row:
+A plan is one bit per *unit* (`units`: whole sub-layers, heads, widths, replacements), in execution
+order, and every limit of the budget is one linear row:
 
-    sum over kept units of cost[limit, unit]  <=  capacity[limit] = maximum - fixed cost
+    sum over kept units of cost[limit, unit] + sum over open parts of opening[limit, part]
+        <=  capacity[limit] = maximum - fixed cost
 
-This is exact, because the residual width is fixed and the costs of sub-layers therefore add up;
-the fixed cost is what the scope counts whatever the plan keeps (embeddings, encoder). All sums run
-over Python integers, so a plan that meets its limit to the last parameter is feasible and one
-beyond it is not. Finer units (heads, widths) enter as more units with their own costs; only
-`Space.plan` and `Space.bits` know what a bit means.
+This is exact, because the residual width is fixed and the costs of units therefore add up; the
+fixed cost is what the scope counts whatever the plan keeps (embeddings, encoder). A part of free
+heads is *open* when any of them stays. All sums run over Python integers, so a plan that meets its
+limit to the last parameter is feasible and one beyond it is not.
 
-A plan is *legal* when it keeps at least one cross-attention: nothing else reads the page. It is
-*feasible* when it is legal and every limit holds. The *canonical order* of plans is the
-lexicographic order of their bits, skipped before kept.
+A plan is *legal* when its bits obey the rules of the units and it keeps at least one
+cross-attention: nothing else reads the page. It is *feasible* when it is legal and every limit
+holds. The *canonical order* of plans is the lexicographic order of their bits, skipped before kept.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from math import comb
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuitsearch.core.budget import Budget
-from circuitsearch.core.components import Kind, SubLayer, sublayers
-from circuitsearch.core.cost import cost, unit_costs
-from circuitsearch.core.errors import ConfigError, InfeasibleError, PlanError, raise_together
-from circuitsearch.core.plan import WHOLE, Plan
+from circuitsearch.core.components import SubLayer
+from circuitsearch.core.cost import cost, entry_cost
+from circuitsearch.core.errors import InfeasibleError, PlanError, raise_together
+from circuitsearch.core.keep import Keep
+from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import TeacherShape
+
+from .units import Choices, Part, Selection, Unit, parts_of, reads_page
 
 __all__ = ["Beginning", "Bits", "Space"]
 
 Bits = tuple[int, ...]
 """One 0 or 1 per unit, in the order of `Space.units`."""
+Costs = tuple[int, ...]
+"""One integer per limit."""
 
 
 class Beginning(NamedTuple):
-    """The kept units of a plan up to some point; a node of the tree of all plans.
+    """What plans keep of the first sub-layers; a node of the tree of all plans.
 
     Attributes:
-        kept: indices of the kept units, ascending.
+        place: number of parts decided so far.
+        kept: kept sub-layers with what is kept of them.
+        bits: bits of the decided parts.
         remaining: what they leave of every limit.
-        reads: whether a cross-attention is among them, so that they are a legal plan themselves.
+        reads: whether a cross-attention is among them.
     """
 
-    kept: tuple[int, ...]
-    remaining: tuple[int, ...]
+    place: int
+    kept: tuple[tuple[SubLayer, Keep], ...]
+    bits: Bits
+    remaining: Costs
     reads: bool
 
 
 class Space:
-    """All plans over the sub-layers of one decoder under one budget.
+    """All plans over the units of one decoder under one budget.
 
     Attributes:
         shape: the teacher's sizes.
         budget: the limits; without any, every legal plan is feasible.
-        units: what a plan keeps or skips, in execution order.
+        choices: what a plan may choose per sub-layer.
+        parts: the units by sub-layer, in execution order.
+        units: all units, in the order of the bits.
         names: one name per unit, the parameter names in the study.
         limits: one name per limit, e.g. "decoder parameters (paper)".
         costs: integers, shape [limits, units].
+        openings: what a part costs as soon as any of its units stays; shape [limits, parts].
         capacity: what the units of a plan may cost together, one integer per limit.
-        required: indices of the cross-attentions, at least one of which a legal plan keeps.
+        required: indices of the units that read the page by themselves; a legal plan keeps one.
     """
 
-    def __init__(
-        self, shape: TeacherShape, budget: Budget, units: Literal["sublayers"] = "sublayers"
-    ) -> None:
+    def __init__(self, shape: TeacherShape, budget: Budget, choices: Choices | None = None) -> None:
         """Work out the costs of all units; runs nothing and refuses no budget (see `check`).
 
         Raises:
-            ConfigError: `units` is not a known kind of unit.
+            ConfigError: the choices do not fit the decoder, or it cannot be counted.
         """
-        if units != "sublayers":
-            raise ConfigError(f"search.units: got {units!r}, allowed is 'sublayers'")
         self.shape = shape
         self.budget = budget
-        self.units: tuple[SubLayer, ...] = sublayers(shape.decoder.layers)
+        self.choices = choices or Choices()
+        self.parts: tuple[Part, ...] = parts_of(shape.decoder, self.choices)
+        self.units: tuple[Unit, ...] = tuple(unit for part in self.parts for unit in part.units)
         self.names: tuple[str, ...] = tuple(unit.name for unit in self.units)
         self.required: tuple[int, ...] = tuple(
-            index for index, unit in enumerate(self.units) if unit.kind is Kind.CROSS
+            index for index, unit in enumerate(self.units) if unit.reads and unit.after is None
         )
         self.limits: tuple[str, ...] = tuple(limit.name for limit in budget.limits)
-        rows, capacity = [], []
-        for limit in budget.limits:
-            per_unit = unit_costs(shape, limit.accounting, budget.generation)
-            rows.append([getattr(per_unit[unit], limit.quantity) for unit in self.units])
-            fixed = limit.used(cost(Plan(), shape, limit.accounting, budget.generation))
-            capacity.append(limit.maximum - fixed)
-        self.capacity: tuple[int, ...] = tuple(capacity)
-        self.costs: NDArray[np.int64] = np.array(rows, dtype=np.int64).reshape(
-            len(rows), len(self.units)
+        self.capacity: Costs = tuple(
+            limit.maximum - limit.used(cost(Plan(), shape, limit.accounting, budget.generation))
+            for limit in budget.limits
         )
-        # The same numbers as Python integers, one tuple per unit: exact and fast to add up.
-        self._columns: tuple[tuple[int, ...], ...] = tuple(
-            tuple(row[index] for row in rows) for index in range(len(self.units))
+        # Python integers, one tuple per unit or part: exact and fast to add up.
+        self._openings: tuple[Costs, ...] = tuple(self._opening(part) for part in self.parts)
+        self._columns: tuple[Costs, ...] = tuple(
+            column for part in self.parts for column in self._prices(part)
         )
+        self._part: tuple[int, ...] = tuple(
+            place for place, part in enumerate(self.parts) for _ in part.units
+        )
+        self.costs: NDArray[np.int64] = _table(self._columns, len(self.limits))
+        self.openings: NDArray[np.int64] = _table(self._openings, len(self.limits))
 
     def __repr__(self) -> str:
         """Say the number of units and the limits."""
         return f"Space({self.shape.name!r}, {len(self.units)} units, limits {list(self.limits)})"
 
+    # Costs
+
+    def _entry(self, sublayer: SubLayer, keep: Keep) -> Costs:
+        """Return what keeping this of a sub-layer costs under every limit."""
+        return tuple(
+            getattr(
+                entry_cost(sublayer, keep, self.shape, limit.accounting, self.budget.generation),
+                limit.quantity,
+            )
+            for limit in self.budget.limits
+        )
+
+    def _opening(self, part: Part) -> Costs:
+        """Return what a part of free heads costs beside its heads."""
+        nothing = (0,) * len(self.limits)
+        if not part.free:
+            return nothing
+        one = self._entry(part.sublayer, Keep(heads=(0,)))
+        two = self._entry(part.sublayer, Keep(heads=(0, 1)))
+        return tuple(a - (b - a) for a, b in zip(one, two, strict=True))
+
+    def _prices(self, part: Part) -> list[Costs]:
+        """Return what each unit of a part adds to the cost."""
+        opening = self._opening(part)
+        prices = []
+        for unit in part.units:
+            whole = self._entry(part.sublayer, unit.keep)
+            before = (0,) * len(self.limits)
+            if unit.after is not None:
+                before = self._entry(part.sublayer, part.units[unit.after - part.first].keep)
+            elif part.free and not unit.alone:
+                before = opening
+            prices.append(tuple(a - b for a, b in zip(whole, before, strict=True)))
+        return prices
+
+    def part_of(self, unit: int) -> int:
+        """Return the index of the part that a unit belongs to."""
+        return self._part[unit]
+
+    def price(self, unit: int, bits: Sequence[int]) -> Costs:
+        """Return what keeping one unit more costs, given the bits that are kept so far."""
+        part = self.parts[self._part[unit]]
+        column = self._columns[unit]
+        if not part.free or self.units[unit].alone or any(bits[i] for i in part.indices):
+            return column
+        return _plus(column, self._openings[self._part[unit]])
+
+    def remaining(self, bits: Sequence[int]) -> Costs:
+        """Return what is left of every limit after paying for the kept units; negative if over."""
+        left = self.capacity
+        for unit, bit in enumerate(bits):
+            if bit:
+                left = _minus(left, self._columns[unit])
+        for place, part in enumerate(self.parts):
+            if part.free and any(
+                bits[index] and not self.units[index].alone for index in part.indices
+            ):
+                left = _minus(left, self._openings[place])
+        return left
+
+    # Plans and bits
+
     def plan(self, bits: Sequence[int]) -> Plan:
-        """Return the plan that `bits` stand for."""
-        return Plan(tuple((unit, WHOLE) for unit, bit in zip(self.units, bits, strict=True) if bit))
+        """Return the plan that `bits` stand for; they must obey the rules of the units."""
+        entries = []
+        for part in self.parts:
+            keep = part.keep(bits[part.first : part.first + len(part.units)])
+            if keep is not None:
+                entries.append((part.sublayer, keep))
+        return Plan(tuple(entries))
 
     def bits(self, plan: Plan) -> Bits:
         """Return the bits of `plan`.
 
         Raises:
-            PlanError: the plan does not fit the decoder, or keeps part of a sub-layer.
+            PlanError: the plan does not fit the decoder, or keeps of a sub-layer what is no choice
+                of this space; all faults together.
         """
         fitted = plan.fitted(self.shape.decoder)
-        partial = [f"{unit}{keep}" for unit, keep in fitted.kept if not keep.whole]
-        raise_together(
-            [f"{part} keeps part of a sub-layer; the units are whole ones" for part in partial],
-            PlanError,
-            f"Plan {str(plan)!r} is outside the search space",
+        bits: list[int] = []
+        problems = []
+        for part in self.parts:
+            keep = fitted.keep(part.sublayer)
+            chosen = _bits_of(part, keep)
+            if chosen is None:
+                problems.append(
+                    f"{part.sublayer}{keep} is no choice of this space; its units are "
+                    f"{', '.join(unit.name for unit in part.units)}"
+                )
+            bits += chosen or (0,) * len(part.units)
+        raise_together(problems, PlanError, f"Plan {str(plan)!r} is outside the search space")
+        return tuple(bits)
+
+    def lawful(self, bits: Sequence[int]) -> bool:
+        """Whether the bits obey the rules of the units (chains, replacements alone)."""
+        return all(
+            part.lawful(bits[part.first : part.first + len(part.units)]) for part in self.parts
         )
-        return tuple(int(unit in fitted) for unit in self.units)
 
     def legal(self, plan: Plan) -> bool:
-        """Whether `plan` keeps at least one cross-attention."""
-        return any(unit.kind is Kind.CROSS for unit in plan.sublayers)
+        """Whether `plan` keeps at least one cross-attention that reads the page."""
+        return any(reads_page(sublayer, keep) for sublayer, keep in plan.kept)
 
     def feasible(self, plan: Plan) -> bool:
         """Whether `plan` is legal and meets every limit."""
@@ -137,143 +229,168 @@ class Space:
         Raises:
             PlanError: the plan does not belong to this space.
         """
-        bits = self.bits(plan)
+        left = self.remaining(self.bits(plan))
         problems = [
-            f"{limit.name}: the plan needs {limit.maximum + over:,}, the limit {limit.text!r} "
-            f"allows {limit.maximum:,} ({over:,} too many)"
-            for limit, over in zip(
-                self.budget.limits, (-left for left in self.remaining(bits)), strict=True
-            )
-            if over > 0
+            f"{limit.name}: the plan needs {limit.maximum - rest:,}, the limit {limit.text!r} "
+            f"allows {limit.maximum:,} ({-rest:,} too many)"
+            for limit, rest in zip(self.budget.limits, left, strict=True)
+            if rest < 0
         ]
-        if not any(bits[index] for index in self.required):
+        if not self.legal(plan):
             problems.append("no cross-attention is kept, so the student cannot read the page")
         return problems
 
-    def remaining(self, bits: Sequence[int]) -> tuple[int, ...]:
-        """Return what is left of every limit after paying for the kept units; negative if over.
-
-        `bits` may be shorter than the units: the rest counts as skipped.
-        """
-        remaining = self.capacity
-        for unit, bit in enumerate(bits):
-            if bit:
-                remaining = self.pay(unit, remaining)
-        return remaining
-
-    def pay(self, unit: int, remaining: Sequence[int]) -> tuple[int, ...]:
-        """Return what is left of every limit after keeping the unit of that index too."""
-        return tuple(
-            left - price for left, price in zip(remaining, self._columns[unit], strict=True)
-        )
-
-    def completable(self, remaining: Sequence[int], reads: bool, undecided: Sequence[int]) -> bool:
-        """Whether kept units can be extended by undecided ones to a feasible plan.
-
-        Adding units only costs more, so a plan that reads the page needs nothing further, and any
-        other needs just one of the undecided cross-attentions.
+    def within(self, percent: int) -> Space:
+        """Return the same space under a part of its budget.
 
         Args:
-            remaining: what the kept units leave of every limit.
-            reads: whether a cross-attention is among the kept units.
-            undecided: indices that may still be kept.
+            percent: share of what units may cost together, of every limit, in percent.
         """
+        smaller = copy.copy(self)
+        # What is computed on demand depends on the capacity.
+        for name in ("_counted",):
+            smaller.__dict__.pop(name, None)
+        smaller.capacity = tuple(left * percent // 100 for left in self.capacity)
+        return smaller
+
+    # The tree of plans
+
+    @cached_property
+    def _readers(self) -> tuple[tuple[Costs, ...], ...]:
+        """What the cheapest ways to read the page cost, for each part."""
+        return tuple(
+            tuple(
+                self.price(index, (0,) * len(self.units))
+                for index in part.indices
+                if index in self.required
+            )
+            for part in self.parts
+        )
+
+    def _completable(self, remaining: Costs, reads: bool, part: int) -> bool:
+        """Whether parts from `part` on can be chosen so that the plan is feasible."""
         if min(remaining, default=0) < 0:
             return False
         return reads or any(
-            unit in undecided and min(self.pay(unit, remaining), default=0) >= 0
-            for unit in self.required
+            min(_minus(remaining, price), default=0) >= 0
+            for prices in self._readers[part:]
+            for price in prices
         )
-
-    def extendable(self, decided: Sequence[int]) -> bool:
-        """Whether some feasible plan starts with these bits (for the first units)."""
-        reads = any(bit and unit in self.required for unit, bit in enumerate(decided))
-        undecided = range(len(decided), len(self.units))
-        return self.completable(self.remaining(decided), reads, undecided)
 
     def beginning(self) -> Beginning | None:
-        """Return the beginning that keeps nothing yet; None when no plan is feasible."""
-        empty = Beginning((), self.capacity, False)
-        return empty if self.completable(self.capacity, False, range(len(self.units))) else None
+        """Return the beginning that decides nothing yet; None when no plan is feasible."""
+        fits = self._completable(self.capacity, False, 0)
+        return Beginning(0, (), (), self.capacity, False) if fits else None
 
-    def continued(self, beginning: Beginning) -> list[Beginning]:
-        """Return every way to keep one more unit from which a feasible plan can be reached.
+    def continued(self, beginning: Beginning) -> Iterator[Beginning]:
+        """Yield, in canonical order, every choice for the next part.
 
-        The order is the canonical one of the plans behind them: the latest unit comes first.
+        Choices from which no feasible plan can be reached are left out.
         """
-        count = len(self.units)
-        first = beginning.kept[-1] + 1 if beginning.kept else 0
-        following = []
-        for unit in range(count - 1, first - 1, -1):
-            remaining = self.pay(unit, beginning.remaining)
-            reads = beginning.reads or unit in self.required
-            if self.completable(remaining, reads, range(unit + 1, count)):
-                following.append(Beginning((*beginning.kept, unit), remaining, reads))
-        return following
+        place = beginning.place
+        part = self.parts[place]
+        for selection in part.selections():
+            remaining, reads, kept = beginning.remaining, beginning.reads, beginning.kept
+            if selection.keep is not None:
+                remaining = _minus(remaining, self._selected(place, selection))
+                reads = reads or reads_page(part.sublayer, selection.keep)
+                kept = (*kept, (part.sublayer, selection.keep))
+            if self._completable(remaining, reads, place + 1):
+                bits = beginning.bits + selection.bits
+                yield Beginning(place + 1, kept, bits, remaining, reads)
 
-    def complete(self, beginning: Beginning) -> Plan:
-        """Return the plan that keeps what `beginning` keeps and nothing else."""
-        return Plan(tuple((self.units[unit], WHOLE) for unit in beginning.kept))
+    def _selected(self, place: int, selection: Selection) -> Costs:
+        """Return what one choice for a part costs under every limit."""
+        part = self.parts[place]
+        total = (0,) * len(self.limits)
+        opened = False
+        for index, bit in zip(part.indices, selection.bits, strict=True):
+            if bit:
+                total = _plus(total, self._columns[index])
+                opened = opened or not self.units[index].alone
+        return _plus(total, self._openings[place]) if opened else total
 
     def enumerate(self) -> Iterator[Plan]:
-        """Yield every feasible plan in canonical order, without visiting the infeasible ones.
-
-        The work is proportional to the number of plans yielded, not to 2 ** units.
-        """
+        """Yield every feasible plan in canonical order, without visiting the infeasible ones."""
         start = self.beginning()
-        stack = [start] if start is not None else []
+        stack = [] if start is None else [start]
         while stack:
             beginning = stack.pop()
-            if beginning.reads:
-                yield self.complete(beginning)
-            stack.extend(reversed(self.continued(beginning)))
+            if beginning.place == len(self.parts):
+                yield Plan(beginning.kept)
+            else:
+                stack.extend(reversed(list(self.continued(beginning))))
 
-    def count(self) -> int:
-        """Return the number of feasible plans, exactly.
-
-        Units of equal costs are interchangeable, so they are counted by binomial coefficients:
-        sub-layers form three groups, and a decoder of any depth is counted at once.
-        """
-        groups = Counter(
-            (column, unit in self.required) for unit, column in enumerate(self._columns)
-        )
-        # Ways to reach each state (what remains, whether the page is read), group by group.
-        states: Counter[tuple[tuple[int, ...], bool]] = Counter({(self.capacity, False): 1})
-        for (column, reads), size in groups.items():
-            following: Counter[tuple[tuple[int, ...], bool]] = Counter()
+    @cached_property
+    def _counted(self) -> int:
+        # Ways to reach each state (what remains, whether the page is read), part by part.
+        states: Counter[tuple[Costs, bool]] = Counter({(self.capacity, False): 1})
+        for place in range(len(self.parts)):
+            choices = self._weighted(place)
+            following: Counter[tuple[Costs, bool]] = Counter()
             for (remaining, read), ways in states.items():
-                for taken in range(size + 1):
-                    left = tuple(a - taken * b for a, b in zip(remaining, column, strict=True))
-                    if min(left, default=0) >= 0:
-                        state = (left, read or (reads and taken > 0))
-                        following[state] += ways * math.comb(size, taken)
+                for (price, reads), times in choices.items():
+                    left = _minus(remaining, price)
+                    if self._completable(left, read or reads, place + 1):
+                        following[left, read or reads] += ways * times
             states = following
         return sum(ways for (_, read), ways in states.items() if read)
+
+    def _weighted(self, place: int) -> Counter[tuple[Costs, bool]]:
+        """Return the choices for a part by cost and reading, with how often each occurs.
+
+        Free heads of one sub-layer cost the same, so their subsets are counted by binomials.
+        """
+        part = self.parts[place]
+        counted: Counter[tuple[Costs, bool]] = Counter()
+        if not part.free:
+            for selection in part.selections():
+                reads = selection.keep is not None and reads_page(part.sublayer, selection.keep)
+                counted[self._selected(place, selection), reads] += 1
+            return counted
+        heads = [index for index in part.indices if not self.units[index].alone]
+        reads = self.units[heads[0]].reads
+        price = self._openings[place]
+        counted[(0,) * len(self.limits), False] += 1
+        for kept in range(1, len(heads) + 1):
+            price = _plus(price, self._columns[heads[0]])
+            counted[price, reads] += comb(len(heads), kept)
+        for index in part.indices:
+            if self.units[index].alone:
+                counted[self._columns[index], self.units[index].reads] += 1
+        return counted
+
+    def count(self) -> int:
+        """Return the number of feasible plans, exactly, without enumerating them."""
+        return self._counted
+
+    # The smallest student
 
     def smallest(self) -> tuple[Plan, dict[str, int]]:
         """Return the cheapest legal plan and its cost under every limit.
 
-        It keeps a single cross-attention: the one that violates the fewest limits and, among
-        those, takes the smallest share of them; the first one on a tie.
+        It keeps as little of a single cross-attention as is a choice: of the one that violates
+        the fewest limits and, among those, takes the smallest share of them; the first on a tie.
         """
+        none = (0,) * len(self.units)
 
         def burden(unit: int) -> tuple[int, float]:
-            column = self._columns[unit]
-            over = [price > left for price, left in zip(column, self.capacity, strict=True)]
+            price = self.price(unit, none)
+            over = [need > left for need, left in zip(price, self.capacity, strict=True)]
             shares = [
-                price / max(limit.maximum, 1)
-                for price, limit in zip(column, self.budget.limits, strict=True)
+                need / max(limit.maximum, 1)
+                for need, limit in zip(price, self.budget.limits, strict=True)
             ]
             return sum(over), sum(shares)
 
         best = min(self.required, key=burden)
         costs = {
-            limit.name: limit.maximum - capacity + price
-            for limit, capacity, price in zip(
-                self.budget.limits, self.capacity, self._columns[best], strict=True
+            limit.name: limit.maximum - capacity + need
+            for limit, capacity, need in zip(
+                self.budget.limits, self.capacity, self.price(best, none), strict=True
             )
         }
-        return Plan.of([self.units[best]]), costs
+        return self.plan(tuple(int(unit == best) for unit in range(len(none)))), costs
 
     def check(self) -> None:
         """Refuse a budget that no legal student meets.
@@ -297,7 +414,7 @@ class Space:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what defines the space (teacher, limits, units) as plain JSON.
+        """Return what defines the space (teacher, limits, choices) as plain JSON.
 
         Two spaces are the same for a study exactly when this is equal. A limit's text is left
         out: "31.25%" and the number it stands for are the same limit.
@@ -305,4 +422,58 @@ class Space:
         budget = self.budget.to_json()
         for limit in budget["limits"]:
             del limit["text"]
-        return {"teacher": self.shape.to_json(), "budget": budget, "units": list(self.names)}
+        return {
+            "teacher": self.shape.to_json(),
+            "budget": budget,
+            "choices": self.choices.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Space:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: a field is missing or unknown.
+        """
+        budget = {
+            **data["budget"],
+            "limits": [
+                {**limit, "text": str(limit["maximum"])} for limit in data["budget"]["limits"]
+            ],
+        }
+        return cls(
+            TeacherShape.from_json(data["teacher"]),
+            Budget.from_json(budget),
+            Choices.from_json(data["choices"]),
+        )
+
+
+def _bits_of(part: Part, keep: Keep | None) -> Bits | None:
+    """Return a part's bits for what a plan keeps of its sub-layer; None when it is no choice."""
+    count = len(part.units)
+    if keep is None:
+        return (0,) * count
+    if part.free and keep.replacement is None and keep.width is None:
+        kept = range(part.heads) if keep.heads is None else keep.heads
+        return tuple(
+            int(not unit.alone and (unit.keep.heads or (-1,))[0] in kept) for unit in part.units
+        )
+    for place, unit in enumerate(part.units):
+        if unit.keep == keep:
+            if unit.alone:
+                return tuple(int(index == place) for index in range(count))
+            return (1,) * (place + 1) + (0,) * (count - place - 1)
+    return None
+
+
+def _plus(one: Costs, other: Costs) -> Costs:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _minus(one: Costs, other: Costs) -> Costs:
+    return tuple(a - b for a, b in zip(one, other, strict=True))
+
+
+def _table(columns: Sequence[Costs], limits: int) -> NDArray[np.int64]:
+    """Return columns as an array of shape [limits, columns]."""
+    return np.array(columns, dtype=np.int64).reshape(len(columns), limits).T

@@ -1,15 +1,11 @@
-"""Where a search lives: an Optuna database and, in the same one, a table of results.
+"""Where a search lives: one database with Optuna's tables and our own (`tables`).
 
-SQLite is the default, one file next to the run; PostgreSQL serves many machines. Optuna relies on
-`SELECT ... FOR UPDATE`, which SQLite ignores, so an SQLite engine gets a hook before first use:
-write-ahead log, `synchronous=NORMAL`, a busy timeout, and every transaction begins with `BEGIN
-IMMEDIATE`. With it four processes run 80 queued trials once each; without, 12 of them ran twice.
-`NORMAL` may lose the last commits on a power cut, never on a killed process. The write-ahead log
-needs shared memory, hence a local disk: a network file system is refused.
-
-`Results` keeps each measurement under (study, plan, objective), unique, written *before* Optuna is
-told. A process that dies between the two has lost nothing: the resumed study finds the measurement
-and does not train again.
+SQLite is the default, one file next to the run; PostgreSQL serves many machines. SQLite ignores
+`SELECT ... FOR UPDATE`, on which Optuna relies, so an SQLite engine gets a hook before first use:
+write-ahead log, `synchronous=NORMAL`, a busy timeout, and every transaction that may write begins
+with `BEGIN IMMEDIATE`. `NORMAL` may lose the last commits on a power cut, never on a killed
+process. The write-ahead log needs shared memory, hence a local disk: a network file system is
+refused. On PostgreSQL no transaction waits for a lock, or holds one idly, beyond the timeout.
 
 Every database error becomes a `StorageError` that says what to do. Credentials are masked in all
 messages.
@@ -17,13 +13,10 @@ messages.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +24,20 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.core.files import canonical_json
-from circuitsearch.core.measurement import Measurement
+from circuitsearch.search.tables import metadata
 
 __all__ = [
-    "Result",
-    "Results",
+    "READ_ONLY",
     "close_storage",
     "masked",
     "open_storage",
     "storage_errors",
     "storage_url",
+    "upgrade_optuna",
 ]
 
 _FORMS = (
@@ -58,7 +50,10 @@ _MEMORY = (None, "", ":memory:")
 
 # What a database's message holds -> what it means and what to do. The first match counts.
 _MEANINGS = (
-    ("locked", "is locked by another process; wait for it or stop it, then run this again"),
+    (
+        "locked|lock timeout",
+        "is locked by another process; wait for it or stop it, then run this again",
+    ),
     ("not a database", "is not an SQLite database; give the path of another or of a new file"),
     ("malformed", "is damaged; restore it from a copy"),
     ("unable to open", "cannot be opened; check that the folder exists and is writable"),
@@ -69,19 +64,8 @@ _MEANINGS = (
     ("connection|resolve host", "is unreachable; check host and port, and that the server runs"),
 )
 
-_metadata = sa.MetaData()
-_results = sa.Table(
-    "circuitsearch_results",
-    _metadata,
-    sa.Column("study", sa.String(512), primary_key=True),
-    sa.Column("plan_hash", sa.String(64), primary_key=True),
-    sa.Column("objective_hash", sa.String(64), primary_key=True),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("measurement", sa.Text, nullable=True),
-    sa.Column("reason", sa.Text, nullable=True),
-    sa.Column("recorded", sa.String(40), nullable=False),
-)
+READ_ONLY = "circuitsearch_read_only"
+"""Execution option of connections that only read: on SQLite they need not wait for a writer."""
 
 
 def storage_url(url_or_path: str | os.PathLike[str]) -> URL:
@@ -141,6 +125,29 @@ def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) 
         return _retried(url, timeout)
 
 
+def upgrade_optuna(url_or_path: str | os.PathLike[str]) -> None:
+    """Bring Optuna's tables up to date; nothing happens when they are.
+
+    Raises:
+        StorageError: the database cannot be opened, or a newer Optuna wrote it.
+    """
+    url = storage_url(url_or_path)
+    text = url.render_as_string(hide_password=False)
+    with storage_errors(url):
+        storage = RDBStorage(text, skip_compatibility_check=True, skip_table_creation=True)
+        try:
+            current = storage.get_current_version()
+            if current not in storage.get_all_versions():
+                raise StorageError(
+                    f"Storage {masked(url)} was written by a newer Optuna (schema {current}); "
+                    "install that one"
+                )
+            if current != storage.get_head_version():
+                storage.upgrade()
+        finally:
+            close_storage(storage)
+
+
 def close_storage(storage: RDBStorage) -> None:
     """Close all connections; the storage opens new ones when it is used again."""
     storage.remove_session()
@@ -154,101 +161,6 @@ def storage_errors(url: URL | str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
         raise StorageError(_explain(error, url)) from error
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of the results table.
-
-    Attributes:
-        plan: canonical text of the plan.
-        plan_hash: its hash.
-        measurement: what was measured; None when the evaluation failed.
-        reason: why the evaluation failed; None when it did not.
-    """
-
-    plan: str
-    plan_hash: str
-    measurement: Measurement | None
-    reason: str | None
-
-
-class Results:
-    """The results of one study under one objective: at most one per plan, never overwritten."""
-
-    def __init__(self, storage: RDBStorage, study: str, objective_hash: str) -> None:
-        """Open the results.
-
-        Args:
-            storage: from `open_storage`.
-            study: the study's name.
-            objective_hash: hash of what a measurement depends on beside the plan.
-        """
-        self._engine: Engine = storage.engine
-        self._url = str(storage.url)
-        self._key = {"study": study, "objective_hash": objective_hash}
-
-    def get(self, plan_hash: str) -> Result | None:
-        """Return the result of a plan, None when there is none.
-
-        Raises:
-            StorageError: the database cannot be read.
-        """
-        found = self._select(plan_hash=plan_hash)
-        return found[0] if found else None
-
-    def all(self) -> dict[str, Result]:
-        """Return all results by plan hash, in the order of recording.
-
-        Raises:
-            StorageError: the database cannot be read.
-        """
-        return {result.plan_hash: result for result in self._select()}
-
-    def put(self, result: Result) -> None:
-        """Record a result; an earlier one of the same plan stays.
-
-        Raises:
-            StorageError: the database cannot be written.
-        """
-        measured = result.measurement
-        row = {
-            **self._key,
-            "plan_hash": result.plan_hash,
-            "plan": result.plan,
-            "state": "failed" if measured is None else "measured",
-            "measurement": None if measured is None else canonical_json(measured.to_json()),
-            "reason": result.reason,
-            "recorded": datetime.now(UTC).isoformat(timespec="microseconds"),
-        }
-        with storage_errors(self._url):
-            try:
-                with self._engine.begin() as connection:
-                    connection.execute(sa.insert(_results).values(row))
-            except IntegrityError:
-                # The key is taken: another process, or this one before it was killed, was first.
-                return
-
-    def _select(self, **equal: str) -> list[Result]:
-        """Return the rows of this study and objective with the given values."""
-        query = sa.select(_results).order_by(_results.c.recorded, _results.c.plan_hash)
-        for name, value in {**self._key, **equal}.items():
-            query = query.where(_results.c[name] == value)
-        with storage_errors(self._url), self._engine.begin() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [
-            Result(
-                plan=row["plan"],
-                plan_hash=row["plan_hash"],
-                measurement=(
-                    None
-                    if row["measurement"] is None
-                    else Measurement.from_json(json.loads(row["measurement"]))
-                ),
-                reason=row["reason"],
-            )
-            for row in rows
-        ]
 
 
 def _retried(url: URL, timeout: float, attempts: int = 4) -> RDBStorage:
@@ -295,11 +207,13 @@ def _opened(url: URL, timeout: float) -> RDBStorage:
     except RuntimeError as error:  # how Optuna reports another version's schema
         raise StorageError(
             f"Storage {masked(url)} was written by another version of Optuna: {error} "
-            f"Copy the database first, then: optuna storage upgrade --storage '{masked(url)}'"
+            f"Copy the database first, then: circuitsearch study upgrade --storage '{masked(url)}'"
         ) from error
-    if url.get_backend_name() == "sqlite" and not memory:
+    if url.get_backend_name() == "postgresql":
+        _prepare_postgresql(storage.engine, timeout)
+    elif not memory:
         _prepare_sqlite(storage.engine, timeout)
-    _metadata.create_all(storage.engine)
+    metadata.create_all(storage.engine)
     return storage
 
 
@@ -316,10 +230,25 @@ def _prepare_sqlite(engine: Engine, timeout: float) -> None:
         cursor.close()
 
     def on_begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     sa.event.listen(engine, "connect", on_connect)
     sa.event.listen(engine, "begin", on_begin)
+    engine.dispose()
+
+
+def _prepare_postgresql(engine: Engine, timeout: float) -> None:
+    """Bound every wait for a lock, that of a worker which vanished with its machine included."""
+    waits = max(1, round(1000 * timeout))
+
+    def on_connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {waits}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {waits}")
+        connection.commit()
+
+    sa.event.listen(engine, "connect", on_connect)
     engine.dispose()
 
 

@@ -1,35 +1,37 @@
-"""A study: propose, evaluate, record, until enough plans are evaluated; it can be killed anytime.
+"""A study: propose, evaluate, record, by any number of workers on any number of machines.
 
-The loop knows nothing of training: `evaluate` is handed in. Everything else is in the database, so
-a study that is stopped or killed and run again goes on as if nothing had happened:
+The loop knows nothing of training: `evaluate` is handed in. All decisions are transactions of the
+`ledger` in the study's database, so workers need no scheduler, may come and go, and may be killed
+at any moment. Every worker does the same:
 
-1. *Settle*: a trial that was running is queued again with its plan, ahead of all others. One that
-   was killed before its plan was complete is dropped, and the sampler proposes the same plan anew,
-   because proposals depend on the history alone.
-2. *Queue* the warm-start plans, all checked first: an infeasible plan is never a trial.
-3. *Ask* for the next plan (queued ones first), *evaluate* it, *record* the measurement in the
-   results table, then *tell* Optuna. A plan whose result is on record is not evaluated again.
+1. *Queue* the warm-start plans, all checked first: an infeasible plan is never a trial.
+2. *Claim* the next plan: one that a dead worker left or a live one handed back, else the first that
+   is queued, else the sampler's proposal. Proposals depend on the study's history alone, so a
+   study with one worker that is killed and run again goes on as if nothing had happened.
+3. *Evaluate* it, while a heartbeat extends the claim, and *record* the result.
 
-An evaluation that raises `TrainingError` fails its trial for good and the study goes on; any other
-exception, Ctrl-C included, queues the trial again and leaves the loop.
+A worker that finds the rest of the budget in the hands of others waits for them: it takes over what
+they leave behind if they die. An evaluation that raises `TrainingError` fails its plan for good and
+the study goes on; any other exception, Ctrl-C included, hands the plan back and leaves the loop.
 
 What a study is about (objective, space, seed, sampler, prior) is stored with it and compared when
-it is opened again; how far to run it (trainings, failures allowed) may change at any time. One
-process runs a study at a time; any number may read it (`StudyView`).
+it is opened again; how far to run it (trainings, failures allowed) may change at any time. A study
+that was asked to stop stays stopped, for workers that are started later too, until a run with
+`resume=True` takes that back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
 
 from circuitsearch.core.errors import (
     ConfigError,
@@ -42,30 +44,29 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.search.ledger import Ledger, Outlook, Terms
+from circuitsearch.search.mirror import Mirror, mirror_name
+from circuitsearch.search.recall import Recall
+from circuitsearch.search.registration import add_phase, check_versions, register
+from circuitsearch.search.rows import Outcome, Row
 from circuitsearch.search.samplers import (
-    FAILURE,
     REGISTRY,
     FeasibleSampler,
     History,
+    Objective,
+    Prior,
     SpaceExhaustedError,
-    trial_bits,
 )
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import Result, masked, storage_errors
-from circuitsearch.search.view import (
-    IDENTITY,
-    StudyView,
-    TrialRecord,
-    count_states,
-    differences,
-    study_identity,
-    trial_record,
-)
+from circuitsearch.search.transactions import set_stop
+from circuitsearch.search.view import StudyView, TrialRecord, study_identity, trial_record
+from circuitsearch.search.workers import heartbeat, worker_name
 
 __all__ = ["Ending", "Evaluate", "Study"]
 
 Evaluate = Callable[[Plan, str], Measurement]
 """Evaluates a plan, given also who proposed it; raises TrainingError when its training fails."""
+_Answer = TypeVar("_Answer")
 
 
 class Ending(StrEnum):
@@ -74,22 +75,31 @@ class Ending(StrEnum):
     TRAININGS = "trainings"
     """As many plans are evaluated as were asked for."""
     EXHAUSTED = "exhausted"
-    """Every feasible plan was tried."""
+    """Every feasible plan was tried; of a further phase: every plan that was given to it."""
+    STOPPED = "stopped"
+    """The study was asked to stop."""
 
 
 class Study(StudyView):
-    """A resumable search over the plans of one space; open one with `Study.open`."""
+    """A search over the plans of one space; `Study.open` begins one, `Study.attach` joins in."""
 
-    def __init__(self, storage: RDBStorage, name: str, sampler: FeasibleSampler) -> None:
+    def __init__(
+        self,
+        storage: RDBStorage,
+        name: str,
+        space: Space,
+        sampler: FeasibleSampler | None,
+        phase: str | None = None,
+    ) -> None:
         """Connect to an existing study; see `Study.open`."""
-        super().__init__(storage, name)
-        self.space: Space = sampler.space
-        self._study = optuna.load_study(
-            storage=storage,
-            study_name=name,
-            sampler=sampler,
-            pruner=optuna.pruners.NopPruner(),
-        )
+        super().__init__(storage, name, phase)
+        self.space = space
+        self._sampler = sampler
+        self._mirror = Mirror(storage, mirror_name(name, phase), space)
+        self._ledger = Ledger(storage, name, self._ledger.objective_hash, self._mirror)
+        self._recall = Recall(self._ledger, space)
+        self._rivals = 0  # races lost of late; a study with one worker never draws
+        self._draw = random.Random()
 
     @classmethod
     def open(
@@ -100,7 +110,10 @@ class Study(StudyView):
         objective: Mapping[str, Any],
         seed: int,
         sampler: str = "circuit",
-        prior: Mapping[str, float] | None = None,
+        prior: Prior | Mapping[str, float] | None = None,
+        config: Any = None,
+        versions: Mapping[str, Any] | None = None,
+        goal: Objective = "single",
     ) -> Study:
         """Create a study, or open the one of that name if it is about the same.
 
@@ -114,7 +127,13 @@ class Study(StudyView):
                 (teacher, data, distillation settings ...).
             seed: seed of the proposals.
             sampler: name in `samplers.REGISTRY`.
-            prior: score per sub-layer name, positive = helps.
+            prior: what the sampler knows beforehand; a mapping gives scores per unit, positive =
+                helps.
+            config: plain JSON for the workers that join in with `attach`, kept unread; replaces
+                an earlier one.
+            versions: versions of the programs that matter, e.g. {"torch": "2.8.0"}. They may
+                change between runs, but not while a worker is at work.
+            goal: what the sampler looks for (`samplers.base`).
 
         Raises:
             ConfigError: the sampler is unknown, the prior incomplete, or the study of that name is
@@ -122,33 +141,89 @@ class Study(StudyView):
             InfeasibleError: no legal student fits the budget.
             StorageError: the database fails.
         """
-        if sampler not in REGISTRY:
-            raise ConfigError(choice_problem("search.sampler", sampler, list(REGISTRY)))
-        proposing = REGISTRY[sampler](space, prior, seed)
-        about = study_identity(space, objective, seed, sampler, prior)
-        with storage_errors(storage.url):
-            made = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                direction=StudyDirection.MAXIMIZE,
-                sampler=proposing,
-                load_if_exists=True,
-            )
-            # A study without an identity and without trials was killed while it was created.
-            fresh = IDENTITY not in made.user_attrs and not made.get_trials(deepcopy=False)
-            if fresh and made.directions == [StudyDirection.MAXIMIZE]:
-                made.set_user_attr("versions", {"optuna": optuna.__version__})
-                made.set_user_attr(IDENTITY, about)
-        study = cls(storage, name, proposing)
-        changed = differences(study.identity, about)
-        if changed:
-            lines = "\n".join(f"  - {line}" for line in changed[:40])
-            raise ConfigError(
-                f"Study {name!r} in {masked(storage.url)} was started with other settings "
-                f"(stored -> now):\n{lines}\nChange them back to go on with it, or give this "
-                "search another study name."
-            )
-        return study
+        known = Prior(prior) if isinstance(prior, Mapping) else prior
+        proposing = _sampler(sampler, space, known, seed, goal)
+        about = study_identity(space, objective, seed, sampler, known, goal)
+        register(storage, name, Mirror(storage, mirror_name(name), space), about, config, versions)
+        return cls(storage, name, space, proposing)
+
+    @classmethod
+    def attach(
+        cls,
+        storage: RDBStorage,
+        name: str,
+        versions: Mapping[str, Any] | None = None,
+        phase: str | None = None,
+    ) -> Study:
+        """Join an existing study as one more worker; all settings are those stored with it.
+
+        Args:
+            storage: from `open_storage`.
+            name: the study's name.
+            versions: of this worker's programs; they must be equal to the stored ones.
+            phase: which of its further phases; None for the search itself.
+
+        Raises:
+            ConfigError: there is no such study or phase, or the versions differ (the message lists
+                every difference).
+            StorageError: the database fails.
+        """
+        view = StudyView(storage, name, phase)
+        check_versions(view, versions)
+        about = view.identity
+        space = Space.from_json(about["space"])
+        if phase is not None:
+            return cls(storage, name, space, None, phase)
+        prior = None if about["prior"] is None else Prior.from_json(about["prior"])
+        proposing = _sampler(about["sampler"], space, prior, about["seed"], about["goal"])
+        return cls(storage, name, space, proposing)
+
+    def phase(self, name: str, objective: Mapping[str, Any]) -> Study:
+        """Return a further phase of this study: other measurements, with trials of their own.
+
+        For example the full distillation of plans that the search has found by short ones. It has
+        no sampler: it evaluates the plans that its `run` is given, and no others.
+
+        Args:
+            name: its name, at most 64 characters.
+            objective: what its measurements depend on beside plan and seed.
+
+        Raises:
+            ConfigError: there is a phase of that name with another objective (the message lists
+                each differing field), or of another name with the same one.
+            StorageError: the database fails.
+        """
+        add_phase(self._storage, self.name, self.identity, name, objective)
+        return Study(self._storage, self.name, self.space, None, name)
+
+    def queue(self, plans: Sequence[tuple[Plan, str]]) -> int:
+        """Queue plans, each with its source, for whoever runs the study; return how many are new.
+
+        Raises:
+            PlanError: plans are infeasible; all are named with the numbers, none is queued.
+            StorageError: the database fails.
+        """
+        return self._ledger.queue(self._checked(plans))
+
+    def repair_mirror(self) -> int:
+        """Show in Optuna's study what it lacks of the finished trials; return how many.
+
+        `run` does so too: nothing is lost by deleting Optuna's study.
+
+        Raises:
+            ConfigError: Optuna has a study of that name which is no mirror.
+            StorageError: the database fails.
+        """
+        self._mirror.prepare()
+        return self._ledger.repair_mirror()
+
+    def stop(self) -> None:
+        """Ask all workers to stop after their trials; see the module docstring.
+
+        Raises:
+            StorageError: the database fails.
+        """
+        set_stop(self._storage, self.name, True)
 
     def run(
         self,
@@ -158,15 +233,26 @@ class Study(StudyView):
         on_trial: Callable[[TrialRecord], None] | None = None,
         *,
         max_failures: int = 10,
+        lease: float = 120.0,
+        attempts: int = 3,
+        worker: str | None = None,
+        resume: bool = False,
     ) -> Ending:
-        """Evaluate plans until `trainings` of them are measured in all, earlier runs included.
+        """Evaluate plans until `trainings` of them are measured in all.
+
+        Those of earlier runs and of other workers count, so all workers are given the same number.
 
         Args:
             evaluate: measures a plan; its `Measurement.quality` is maximised.
             trainings: number of measured plans at which to stop.
             warm: plans to evaluate first, each with its source; known ones are passed over.
-            on_trial: called after each trial that is measured or has failed.
+            on_trial: called after each trial of this worker that is measured or has failed.
             max_failures: number of failed trials, earlier runs included, that is put up with.
+            lease: seconds after which a worker that gives no sign of life loses its plan; signs
+                are given every third of it. Also how long a failing database is put up with.
+            attempts: how many workers may die while they evaluate a plan before the plan fails.
+            worker: a name that no other worker of the study has; made up when not given.
+            resume: go on with a study that was asked to stop.
 
         Returns:
             Why the run ended.
@@ -177,148 +263,117 @@ class Study(StudyView):
             DataError: `evaluate` returned another plan's measurement, or one without quality.
             StorageError: the database fails.
         """
-        if trainings < 1 or max_failures < 0:
-            raise ConfigError(
-                f"Study {self.name!r}: got trainings {trainings} and max_failures {max_failures}, "
-                "allowed are trainings from 1 and max_failures from 0"
-            )
-        self._settle()
-        try:
-            if self._ending(trainings, max_failures) is not Ending.TRAININGS:
-                self._queue(warm)
-            while (ending := self._ending(trainings, max_failures)) is None:
-                record = self._next(evaluate)
-                if on_trial is not None:
-                    on_trial(record)
-        except SpaceExhaustedError:
-            self._settle()
-            return Ending.EXHAUSTED
-        except BaseException:
-            # Ctrl-C or a fault outside the training: keep the plan for the next run. Should the
-            # database be what failed, the next run settles instead.
-            with contextlib.suppress(StorageError):
-                self._settle()
-            raise
-        return ending
+        terms = Terms(trainings, max_failures, lease, attempts)
+        raise_together(terms.problems(), ConfigError, f"Study {self.name!r}")
+        chosen = self._checked(warm)
+        if resume:
+            set_stop(self._storage, self.name, False)
+        self.repair_mirror()
+        with worker_name(worker) as me:
+            try:
+                self._ledger.queue(chosen, trainings)
+                while not isinstance(row := self._claim(me, terms), Ending):
+                    record = self._carry_out(row, me, evaluate, lease)
+                    if on_trial is not None:
+                        on_trial(record)
+            except BaseException:
+                # Ctrl-C or a fault outside the training: keep the plan for whoever comes next.
+                # Should the database be what failed, it is found out that this worker is gone.
+                with contextlib.suppress(StorageError):
+                    self._ledger.release(me)
+                raise
+        return row
 
-    def _ending(self, trainings: int, max_failures: int) -> Ending | None:
-        """Return why to stop now, None to go on; raise when too many trials failed."""
-        trials = self._trials()
-        status = count_states(trials)
-        if status.measured >= trainings:
-            return Ending.TRAININGS
-        if status.failed > max_failures:
-            reasons = [str(t.user_attrs[FAILURE]) for t in trials if FAILURE in t.user_attrs]
-            raise TrainingError(
-                f"Study {self.name!r}: {status.failed} trials have failed, {max_failures} are "
-                f"put up with (search.max_failures). The last one: {reasons[-1]}"
-            )
-        taken = History.read(trials, self.space.names).taken
-        tried = sum(self.space.extendable(bits) for bits in taken)
-        if status.queued == 0 and tried >= self.space.count():
-            return Ending.EXHAUSTED
-        return None
-
-    def _settle(self) -> None:
-        """Queue again what this or an earlier process left running; see the module docstring."""
-        with storage_errors(self._storage.url):
-            for trial in self._trials():
-                if trial.state != TrialState.RUNNING:
-                    continue
-                known = trial_bits(trial, self.space.names) is not None
-                self._storage.set_trial_state_values(
-                    self._storage.get_trial_id_from_study_id_trial_number(
-                        self._study_id, trial.number
-                    ),
-                    state=TrialState.WAITING if known else TrialState.FAIL,
-                )
-
-    def _queue(self, warm: Sequence[tuple[Plan, str]]) -> None:
-        """Check all warm-start plans, then queue those that are new."""
+    def _checked(self, warm: Sequence[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
+        """Return the warm-start plans in canonical form; refuse all infeasible ones together."""
         problems = []
         for plan, source in warm:
-            try:
-                faults = self.space.problems(plan)
-            except PlanError as error:
-                faults = [str(error)]
+            faults = _problems(self.space, plan)
             problems += [f"{str(plan) or '(empty)'} ({source}): {fault}" for fault in faults]
         raise_together(problems, PlanError, "Warm-start plans that are not feasible")
-        taken = set(History.read(self._trials(), self.space.names).taken)
-        for plan, source in warm:
-            bits = self.space.bits(plan)
-            if bits in taken:
-                continue
-            taken.add(bits)
-            with storage_errors(self._storage.url):
-                self._study.enqueue_trial(
-                    dict(zip(self.space.names, bits, strict=True)),
-                    user_attrs=_about(self.space.plan(bits), source),
-                )
+        return [(self.space.plan(self.space.bits(plan)), source) for plan, source in warm]
 
-    def _next(self, evaluate: Evaluate) -> TrialRecord:
-        """Carry one trial from proposal to result."""
-        with storage_errors(self._storage.url):
-            trial = self._study.ask()
-            bits = tuple(int(trial.suggest_categorical(name, (0, 1))) for name in self.space.names)
-            plan = self.space.plan(bits)
-            known = trial.user_attrs
-            source = str(known.get("source", "sampler"))
-            for name, value in _about(plan, source).items():
-                if name not in known:
-                    trial.set_user_attr(name, value)
-        problems = self.space.problems(plan)
-        if problems:  # queued by another program, past `_queue`
-            return self._tell(trial, Result(str(plan), plan.hash, None, "; ".join(problems)))
-        self._constrain(trial, plan)
-        result = self._results.get(plan.hash)
-        if result is None:
-            result = _measure(plan, source, evaluate)
-            self._results.put(result)
-        return self._tell(trial, result)
+    def _claim(self, me: str, terms: Terms) -> Row | Ending:
+        """Return the next plan for this worker, or why there is none; wait as long as needed."""
+        pause = 0.05
+        history = _patiently(self._recall.history, terms.lease)
+        # A proposal is worth its time only if nothing is waiting to be evaluated before it.
+        wanted = self._recall.waiting == 0 and self._recall.begun < terms.trainings
+        proposal = self._proposal(history) if wanted else None
+        while True:
+            got = _patiently(partial(self._ledger.claim, me, terms, proposal), terms.lease)
+            if isinstance(got, Row):
+                self._rivals = max(self._rivals - 1, 0)
+                return got
+            if got is Outlook.SPENT:
+                return Ending.TRAININGS
+            if got is Outlook.STOPPED:
+                return Ending.STOPPED
+            if got is Outlook.PROPOSE and proposal is not None:
+                self._rivals = min(self._rivals + 1, 16)  # one was faster with the same proposal
+            proposal = None
+            if got is Outlook.PROPOSE:
+                history = _patiently(self._recall.history, terms.lease)
+                proposal = self._proposal(history)
+                if proposal is None and self._recall.waiting + self._recall.running == 0:
+                    return Ending.EXHAUSTED
+            if proposal is None:
+                time.sleep(pause)
+                pause = min(2 * pause, 5.0, terms.lease / 4)
 
-    def _constrain(self, trial: Trial, plan: Plan) -> None:
-        """Record the plan's distance to every limit, for Optuna's own tools (feasible: <= 0)."""
-        slack = self.space.budget.slack(plan, self.space.shape)
-        with storage_errors(self._storage.url):
-            known = trial.constraints  # not empty when the trial was queued again
-            for name, left in slack.items():
-                if name not in known:
-                    trial.set_constraint(name, -left)
+    def _proposal(self, history: History) -> tuple[Plan, str] | None:
+        """Return the sampler's proposal; None when nothing is left to propose.
 
-    def _tell(self, trial: Trial, result: Result) -> TrialRecord:
-        """Finish a trial with its result."""
-        measured = result.measurement
-        try:
-            with storage_errors(self._storage.url):
-                if measured is None:
-                    trial.set_user_attr(FAILURE, result.reason or "unknown")
-                    told = self._study.tell(trial, state=TrialState.FAIL)
-                else:
-                    told = self._study.tell(trial, measured.quality)
-        except (ValueError, UpdateFinishedTrialError) as error:
-            raise StorageError(
-                f"Study {self.name!r}: trial {trial.number} is no longer ours ({error}); another "
-                "process runs this study. Stop one of the two, then run it again."
-            ) from error
-        return trial_record(told, measured)
+        Workers with the same history would propose the same plan, and all but one in vain. One that
+        has lost such races proposes what would come next, or after that, at random.
+        """
+        if self._sampler is None:
+            return None
+        bits = None
+        for _ in range(1 + self._draw.randint(0, self._rivals)):
+            try:
+                bits = self._sampler.propose(history)
+            except SpaceExhaustedError:
+                break
+            history = replace(history, taken=history.taken | {bits})
+        return None if bits is None else (self.space.plan(bits), "sampler")
 
-    def _trials(self) -> Sequence[FrozenTrial]:
-        """Return Optuna's trials in their order, through Optuna's cache of finished ones."""
-        with storage_errors(self._storage.url):
-            return self._study.get_trials(deepcopy=False)
+    def _carry_out(self, row: Row, me: str, evaluate: Evaluate, lease: float) -> TrialRecord:
+        """Evaluate a claimed plan and record what came out."""
+        plan = Plan.parse(row.plan)
+        problems = _problems(self.space, plan)
+        if problems:  # queued by another program, past `_checked`
+            outcome = Outcome(None, "; ".join(problems))
+        else:
+            with heartbeat(partial(self._ledger.extend, row.plan_hash, me, lease), lease):
+                outcome = _measure(plan, row.source, evaluate)
+        done = _patiently(partial(self._ledger.record, row.plan_hash, me, outcome), lease)
+        return trial_record(done)
 
 
-def _about(plan: Plan, source: str) -> dict[str, str]:
-    """Return the user attributes that describe a trial."""
-    return {"plan": str(plan), "plan_hash": plan.hash, "source": source}
+def _sampler(
+    name: str, space: Space, prior: Prior | None, seed: int, goal: Objective
+) -> FeasibleSampler:
+    """Return the sampler of that name."""
+    if name not in REGISTRY:
+        raise ConfigError(choice_problem("search.sampler", name, list(REGISTRY)))
+    return REGISTRY[name](space, prior, seed, goal)
 
 
-def _measure(plan: Plan, source: str, evaluate: Evaluate) -> Result:
+def _problems(space: Space, plan: Plan) -> list[str]:
+    """Describe why a plan is not feasible; empty when it is."""
+    try:
+        return space.problems(plan)
+    except PlanError as error:
+        return [str(error)]
+
+
+def _measure(plan: Plan, source: str, evaluate: Evaluate) -> Outcome:
     """Evaluate a plan; a failed training is a result too."""
     try:
         measured = evaluate(plan, source)
     except TrainingError as error:
-        return Result(str(plan), plan.hash, None, str(error) or "training failed")
+        return Outcome(None, str(error) or "training failed")
     if measured.plan_hash != plan.hash:
         raise DataError(
             f"Evaluation of plan {str(plan)!r}: got the measurement of plan {measured.plan!r}"
@@ -328,4 +383,21 @@ def _measure(plan: Plan, source: str, evaluate: Evaluate) -> Result:
             f"Evaluation of plan {str(plan)!r}: got no quality, which the study maximises; "
             "evaluate must generate answers"
         )
-    return Result(str(plan), plan.hash, measured, None)
+    return Outcome(measured)
+
+
+def _patiently(step: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Take a step that is safe to repeat; while the database fails, again until time is up.
+
+    A training of hours must not be lost to a database that is restarted.
+    """
+    end = time.monotonic() + seconds
+    pause = 0.05
+    while True:
+        try:
+            return step()
+        except StorageError:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)

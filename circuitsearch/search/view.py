@@ -1,47 +1,45 @@
 """What a study has found so far, read from its database alone.
 
-A `StudyView` needs no teacher, no search space and no evaluation function, so tables, plots and a
-second terminal can read a study while it runs. It never writes.
+A `StudyView` needs no teacher and no evaluation function, so tables, plots and a second terminal
+can read a study while any number of workers run it. It never writes and waits for nobody.
 
 The module also says what a study *is*: its identity, stored when it is created and compared when
 it is opened again. Two runs with equal identities go on with each other's trials; with different
-ones they must not, since Optuna itself would mix the values without a word.
+ones they must not, since their values do not belong together.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
-from circuitsearch.core.errors import ConfigError, StorageError, nearest
+from circuitsearch.core.errors import ConfigError, StorageError, choice_problem
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.samplers import FAILURE
+from circuitsearch.search.ledger import Ledger
+from circuitsearch.search.rows import Row
+from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import Results, masked, storage_errors
+from circuitsearch.search.storage import masked
+from circuitsearch.search.transactions import read_phases, read_study
 
 __all__ = [
-    "IDENTITY",
     "StudyStatus",
     "StudyView",
     "TrialRecord",
-    "count_states",
     "differences",
     "study_identity",
     "trial_record",
 ]
-
-IDENTITY = "circuitsearch:identity"
-"""Study attribute that holds the identity."""
 
 State = Literal["measured", "failed", "running", "queued", "interrupted"]
 
@@ -51,23 +49,29 @@ class TrialRecord:
     """One trial as a reader sees it.
 
     Attributes:
-        number: Optuna's trial number.
-        state: `measured`; `failed` (its training failed, the plan is not tried again); `running`;
-            `queued`; `interrupted` (killed before its plan was recorded).
-        plan: canonical text of the plan, None when it was not recorded.
+        number: place in the order of the trials, from 0.
+        state: `measured`; `failed` (the plan is not tried again); `running`; `queued`;
+            `interrupted` (its worker died or went silent, the next free one takes the plan over).
+        plan: canonical text of the plan.
         plan_hash: hash of the plan.
         source: who proposed the plan.
         measurement: the result of a measured trial.
         failure: why a failed trial failed.
+        worker: who evaluates it, or did last; None while it is queued.
+        since: when a running trial was begun, on the database's clock.
+        lease: until when its worker may be silent.
     """
 
     number: int
     state: State
-    plan: str | None
-    plan_hash: str | None
-    source: str | None
+    plan: str
+    plan_hash: str
+    source: str
     measurement: Measurement | None = None
     failure: str | None = None
+    worker: str | None = None
+    since: datetime | None = None
+    lease: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -82,40 +86,56 @@ class StudyStatus:
 
 
 class StudyView:
-    """Read access to a study.
+    """Read access to a study under one objective.
 
     Attributes:
         name: the study's name.
+        phase_name: which of its further phases; None for the search itself.
         identity: what the study is about (`study_identity`).
+        config: the configuration that was stored for workers; None when there is none.
+        versions: the versions it runs with; None when they were not given.
+        objective: the objective of this phase.
+        created: when the study was created.
     """
 
-    def __init__(self, storage: RDBStorage, name: str) -> None:
+    def __init__(self, storage: RDBStorage, name: str, phase: str | None = None) -> None:
         """Find the study.
 
         Raises:
-            ConfigError: there is no such study, or it was not made by circuitsearch.
+            ConfigError: there is no such study or phase, or it was not made by circuitsearch.
             StorageError: the database cannot be read.
         """
         self.name = name
+        self.phase_name = phase
         self._storage = storage
-        with storage_errors(storage.url):
-            known = [study.study_name for study in storage.get_all_studies()]
-            if name not in known:
-                guess = nearest(name, known)
-                raise ConfigError(
-                    f"Study {name!r} is not in {masked(storage.url)}; it holds "
-                    f"{', '.join(map(repr, known)) or 'no study yet'}"
-                    + (f"; did you mean {guess!r}?" if guess else "")
-                )
-            self._study_id: int = storage.get_study_id_from_name(name)
-            stored = storage.get_study_user_attrs(self._study_id).get(IDENTITY)
-        if stored is None:
-            raise ConfigError(
-                f"Study {name!r} in {masked(storage.url)} was not made by circuitsearch; "
-                "choose another study name"
-            )
-        self.identity: dict[str, Any] = stored
-        self._results = Results(storage, name, content_hash(stored["objective"]))
+        stored = read_study(storage, name)
+        self.identity: dict[str, Any] = stored.identity
+        self.config: Any = stored.config
+        self.versions = stored.versions
+        self.created = _time(stored.created)
+        self.objective: dict[str, Any] = stored.identity["objective"]
+        if phase is not None:
+            known = read_phases(storage, name)
+            if phase not in known:
+                raise ConfigError(choice_problem(f"Phase of study {name!r}", phase, list(known)))
+            self.objective = known[phase]
+        self._ledger = Ledger(storage, name, content_hash(self.objective))
+
+    def phases(self) -> list[str]:
+        """Return the names of the study's further phases.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return list(read_phases(self._storage, self.name))
+
+    def stopping(self) -> bool:
+        """Whether the workers are asked to stop after their trials.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return read_study(self._storage, self.name).stop
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials in their order.
@@ -123,20 +143,14 @@ class StudyView:
         Raises:
             StorageError: the database cannot be read, or a measurement is missing from it.
         """
-        results = self._results.all()
-        records = []
-        for trial in self._trials():
-            measurement = None
-            if trial.state == TrialState.COMPLETE:
-                found = results.get(trial.user_attrs.get("plan_hash", ""))
-                if found is None or found.measurement is None:
-                    raise StorageError(
-                        f"Study {self.name!r}: the measurement of trial {trial.number} is missing "
-                        f"from {masked(self._storage.url)}; was only a part of it copied?"
-                    )
-                measurement = found.measurement
-            records.append(trial_record(trial, measurement))
-        return records
+        rows = self._ledger.rows()
+        for row in rows:
+            if row.state == "measured" and (row.outcome is None or row.outcome.measurement is None):
+                raise StorageError(
+                    f"Study {self.name!r}: the measurement of trial {row.number} is missing from "
+                    f"{masked(self._storage.url)}; was only a part of it copied?"
+                )
+        return [trial_record(row) for row in rows]
 
     def measurements(self) -> list[Measurement]:
         """Return the measurements in the order of their trials."""
@@ -148,7 +162,8 @@ class StudyView:
 
     def status(self) -> StudyStatus:
         """Return the number of trials per state."""
-        return count_states(self._trials())
+        counts: Counter[str] = Counter(_state(row) for row in self._ledger.rows())
+        return StudyStatus(**{field.name: counts[field.name] for field in fields(StudyStatus)})
 
     def prior_trust(self) -> float | None:
         """Return how well the prior scores rank the measured plans.
@@ -156,53 +171,48 @@ class StudyView:
         It is Spearman's correlation of the sum of the kept units' scores with the measured
         quality. None without a prior, below three plans, or when either side never varies.
         """
-        prior: Mapping[str, float] | None = self.identity["prior"]
+        known = self.identity["prior"]
         found = self.measurements()
-        if prior is None or len(found) < 3:
+        if known is None or known["worths"] is None or len(found) < 3:
             return None
-        expected = [
-            sum(prior[unit.name] for unit in Plan.parse(one.plan).sublayers) for one in found
-        ]
+        space = Space.from_json(self.identity["space"])
+        scores = np.array([known["worths"][name] for name in space.names])
+        expected = [float(scores @ space.bits(Plan.parse(one.plan))) for one in found]
         measured = [one.quality or 0.0 for one in found]
         if np.ptp(expected) == 0 or np.ptp(measured) == 0:
             return None
         return float(spearmanr(expected, measured).statistic)
 
-    def _trials(self) -> Sequence[FrozenTrial]:
-        """Return Optuna's trials in their order."""
-        with storage_errors(self._storage.url):
-            return self._storage.get_all_trials(self._study_id, deepcopy=False)
 
-
-def count_states(trials: Sequence[FrozenTrial]) -> StudyStatus:
-    """Return the number of Optuna's trials per state, in our words."""
-    counts: Counter[str] = Counter(_state(trial) for trial in trials)
-    return StudyStatus(**{field.name: counts[field.name] for field in fields(StudyStatus)})
-
-
-def trial_record(trial: FrozenTrial, measurement: Measurement | None) -> TrialRecord:
-    """Return Optuna's trial as a reader sees it."""
-    attributes = trial.user_attrs
+def trial_record(row: Row) -> TrialRecord:
+    """Return a stored trial as a reader sees it."""
+    outcome = row.outcome
+    running = row.state == "running"
     return TrialRecord(
-        number=trial.number,
-        state=_state(trial),
-        plan=attributes.get("plan"),
-        plan_hash=attributes.get("plan_hash"),
-        source=attributes.get("source"),
-        measurement=measurement,
-        failure=attributes.get(FAILURE),
+        number=row.number,
+        state=_state(row),
+        plan=row.plan,
+        plan_hash=row.plan_hash,
+        source=row.source,
+        measurement=None if outcome is None else outcome.measurement,
+        failure=None if outcome is None else outcome.reason,
+        worker=row.worker,
+        since=_time(row.since) if running and row.since is not None else None,
+        lease=_time(row.lease_until) if running and row.lease_until is not None else None,
     )
 
 
-def _state(trial: FrozenTrial) -> State:
-    """Return the state of a trial in our words."""
-    if trial.state == TrialState.COMPLETE:
-        return "measured"
-    if trial.state == TrialState.RUNNING:
-        return "running"
-    if trial.state == TrialState.WAITING:
-        return "queued"
-    return "failed" if FAILURE in trial.user_attrs else "interrupted"
+def _state(row: Row) -> State:
+    """Return the state of a trial in the words of readers."""
+    if row.state == "running" and row.stale:
+        return "interrupted"
+    state: State = row.state  # type: ignore[assignment]
+    return state
+
+
+def _time(seconds: float) -> datetime:
+    """Return a time of the database."""
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def study_identity(
@@ -210,7 +220,8 @@ def study_identity(
     objective: Mapping[str, Any],
     seed: int,
     sampler: str,
-    prior: Mapping[str, float] | None,
+    prior: Prior | None,
+    goal: Objective = "single",
 ) -> dict[str, Any]:
     """Return what a study is about, as plain JSON.
 
@@ -219,18 +230,22 @@ def study_identity(
         objective: everything that a measurement depends on beside the plan and the seed.
         seed: the study's seed.
         sampler: name in the registry.
-        prior: scores; only those of the space's units count.
+        prior: what the sampler knows; of the worths only those of the space's units count.
+        goal: what the sampler looks for.
 
     Raises:
         DataError: the objective is not plain JSON.
     """
-    scores = None if prior is None else {name: float(prior[name]) for name in space.names}
+    known = None if prior is None else prior.to_json()
+    if known is not None and known["worths"] is not None:
+        known["worths"] = {name: float(known["worths"][name]) for name in space.names}
     about = {
         "objective": dict(objective),
         "space": space.to_json(),
         "seed": seed,
         "sampler": sampler,
-        "prior": scores,
+        "prior": known,
+        "goal": goal,
     }
     # Through text and back, so that it compares equal to what the database returns.
     plain: dict[str, Any] = json.loads(canonical_json(about))

@@ -11,7 +11,7 @@ from typing import Any
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import PlanError, raise_together
-from circuitsearch.core.keep import WHOLE, Keep
+from circuitsearch.core.keep import REPLACEMENTS, WHOLE, Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.show.circuit import Circuit, Component, kind_words
 from circuitsearch.show.layout import Box, lay_out
@@ -166,6 +166,11 @@ def _state(part: Component, keep: Keep | None, heads: set[int]) -> tuple[str, st
     """
     if keep is None:
         return _REMOVED, ""
+    if keep.replacement is not None:
+        own = not REPLACEMENTS[keep.replacement].fitted  # the sub-layer still runs
+        if part.head is not None:
+            return (_KEPT if own else _REMOVED), ""
+        return _PARTLY, f"replaced: {keep.replacement}"
     if part.head is not None:
         return (_KEPT if keep.heads is None or part.head in keep.heads else _REMOVED), ""
     if keep.whole or (heads and set(keep.heads or ()) == heads):

@@ -6,29 +6,39 @@ pages' hash, the settings. Nothing here knows an architecture or a data format.
 """
 
 from .discover import draw_circuit, score, trace_paths
-from .inputs import compute_features, documents, load, plan_space
-from .ranking import rank, train_elastic
+from .inputs import compute_features, documents, fit, load, plan_space
+from .ranking import Ranking, rank, train_elastic
 from .reporting import hand_over, outputs, preview, report
-from .searching import compare, search, warm_start
+from .searching import compare, fork, join, promote, search, versions
 from .training import StudentTrainer, evaluate
+from .warm import WarmPlans, pair_numbers, warm_start, worths
 
 __all__ = [
+    "Ranking",
     "StudentTrainer",
+    "WarmPlans",
     "compare",
     "compute_features",
     "documents",
     "draw_circuit",
     "evaluate",
+    "fit",
+    "fork",
     "hand_over",
+    "join",
     "load",
     "outputs",
+    "pair_numbers",
     "plan_space",
     "preview",
+    "promote",
     "rank",
     "report",
     "score",
     "search",
     "trace_paths",
     "train_elastic",
+    "versions",
     "warm_start",
+    "worths",
 ]

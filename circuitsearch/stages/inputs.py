@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from circuitsearch.config import SPLITS, DocVQAData, RenderedData
 from circuitsearch.core.budget import Budget
-from circuitsearch.core.files import write_json
+from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.files import content_hash, write_json
+from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
+from circuitsearch.search.units import Choices
+from circuitsearch.search.worths import best_heads
 from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.replacements import FITTED, Replacements, fit_replacements
 from circuitsearch.teacher.documents.collate import examples, unusable
 from circuitsearch.teacher.documents.docvqa import load_docvqa
 from circuitsearch.teacher.documents.huggingface import load_rows
@@ -21,7 +26,7 @@ from circuitsearch.teacher.documents.synthetic import rendered_pages
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from circuitsearch.workspace import Workspace
 
-__all__ = ["compute_features", "documents", "load", "plan_space"]
+__all__ = ["component_effects", "compute_features", "documents", "fit", "load", "plan_space"]
 
 
 def load(work: Workspace) -> Teacher:
@@ -33,17 +38,56 @@ def load(work: Workspace) -> Teacher:
         return load_teacher(work.config.teacher, device=device)
 
 
-def plan_space(work: Workspace, teacher: Teacher) -> Space:
+def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) -> Space:
     """Resolve the budget against the teacher and refuse it when nothing fits.
+
+    Args:
+        work: The search.
+        teacher: The teacher.
+        scores: Gives the scores by which heads are ordered; called only when an order is needed.
 
     Raises:
         InfeasibleError: No legal student fits.
     """
+    chosen = work.config.space
     specs = [limit.spec() for limit in work.config.budget]
     budget = Budget.resolve(specs, teacher.shape, work.config.generation.counted())
-    space = Space(teacher.shape, budget)
+    choices = Choices(chosen.attention, tuple(chosen.widths), tuple(chosen.replacements))
+    space = Space(teacher.shape, budget, choices)
     space.check()
-    return space
+    if chosen.attention != "counts":
+        return space
+    order = best_heads(space, component_effects(scores()))
+    return Space(teacher.shape, budget, replace(choices, heads=order))
+
+
+def component_effects(scores: Scores) -> dict[str, float]:
+    """Return each component's measured effect, or its score where it was not patched.
+
+    Raises:
+        ConfigError: A component has neither.
+    """
+    found = {}
+    for entry in scores.components:
+        value = entry.effect if entry.effect is not None else entry.score
+        if value is None:
+            raise ConfigError(f"scores: component {entry.component} has neither score nor effect")
+        found[entry.component] = value
+    return found
+
+
+def fit(work: Workspace, teacher: Teacher, features: Features) -> Replacements | None:
+    """Fit what stands in for sub-layers to the teacher; None when the space has no such choice."""
+    names = [name for name in work.config.space.replacements if name in FITTED]
+    if not work.config.space.replacements:
+        return None
+    key = content_hash([teacher.fingerprint, features.key, names])
+    path = work.config.work / f"replacements-{key}.safetensors"
+    if not path.exists():
+        with work.say.stage("fitting replacements"):
+            sublayers = teacher.decoder.sublayers
+            fit_replacements(teacher.decoder, features, sublayers, names=names).save(path)
+    return Replacements.load(path)
 
 
 def documents(work: Workspace, teacher: Teacher) -> dict[str, list[Page]]:

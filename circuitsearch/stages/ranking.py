@@ -1,62 +1,84 @@
-"""Ranking every plan without training it: on the teacher, and on the elastic teacher."""
+"""Ranking plans without training them one by one: on the teacher, and on the elastic teacher."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from circuitsearch.core.components import SubLayer
-from circuitsearch.core.files import content_hash, seed_from
+from circuitsearch.core.errors import DataError
+from circuitsearch.core.files import content_hash, read_json, seed_from, write_json
 from circuitsearch.core.plan import Plan
+from circuitsearch.search.elastic import LISTED, plan_of_step
 from circuitsearch.search.exhaustive import sweep
+from circuitsearch.search.sampled import sampled
 from circuitsearch.search.space import Space
 from circuitsearch.students.distill import distill
 from circuitsearch.students.features import Features
-from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder, stream_loss, write
+from circuitsearch.students.plan_view import NeuronOrder
+from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.walk import Walk
+from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
 from .training import recipe_of, train_once, trainable
 
-__all__ = ["Ranking", "rank", "train_elastic"]
+__all__ = ["Ranking", "plan_losses", "rank", "train_elastic", "weights_hash"]
 
 
 Ranking = list[tuple[Plan, float]]
 """Plans with their losses in nats, best first."""
 
-_CHUNK = 64  # questions per residual stream of the walk
+_SAMPLE = 2000
+"""Random plans that stand for a space too large to list, and plans that the swap search adds."""
+_MEMORY = 2**30
 
 
 def train_elastic(
-    work: Workspace, teacher: Teacher, space: Space, features: Features
+    work: Workspace,
+    teacher: Teacher,
+    space: Space,
+    features: Features,
+    *,
+    rule: str = "uniform",
+    worths: Sequence[float] | None = None,
+    replacements: Replacements | None = None,
 ) -> ResidualDecoder | None:
-    """Distil a copy of the decoder under a random feasible plan at every step.
+    """Distil a copy of the decoder under another feasible plan at every step.
 
     Every plan is then partly adapted, and its loss under this decoder ranks what distillation can
-    make of it (the losses on the untouched teacher do not).
+    make of it (the losses on the untouched teacher do not). Widths are cut as `build_student` cuts
+    the teacher; hand `neuron_order(teacher.decoder)` to `rank`, because the weights move.
+
+    Args:
+        work: the search.
+        teacher: whose decoder is copied.
+        space: plans to adapt.
+        features: training pages.
+        rule: which plan trains when (`search.elastic.RULES`).
+        worths: worth of each unit of the space, for the rule `weighted`.
+        replacements: numbers for the space's replacements.
     """
     config = work.config
     if config.elastic.steps == 0:
         return None
     decoder = copy.deepcopy(teacher.model.decoder).requires_grad_(True)
     view = residual_decoder(decoder)
-    plans = list(space.enumerate())
     seed = seed_from("elastic", config.seed)
+    plans = plan_of_step(rule, space, seed, worths)
     recipe = recipe_of(
         config, steps=config.elastic.steps, learning_rate=config.elastic.learning_rate
     )
-
-    def plan_of_step(step: int) -> tuple[SubLayer, ...]:
-        return plans[seed_from(seed, step) % len(plans)].sublayers
-
-    key = content_hash([teacher.fingerprint, features.key, space.to_json(), repr(recipe), seed])
-    path = config.work / f"elastic-{key}.safetensors"
+    key = [teacher.fingerprint, features.key, space.to_json(), repr(recipe), seed, rule]
+    key += [] if worths is None else list(worths)
+    key += [] if replacements is None else [replacements.fingerprint]
+    path = config.work / f"elastic-{content_hash(key)}.safetensors"
 
     def train(state: Path) -> None:
         with work.say.stage(f"training the elastic teacher ({recipe.steps} steps)") as tell:
@@ -66,7 +88,8 @@ def train_elastic(
                 recipe,
                 seed=seed,
                 state_file=state,
-                plan_of_step=plan_of_step,
+                plan_of_step=plans,
+                replacements=replacements,
                 on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
             )
 
@@ -76,23 +99,100 @@ def train_elastic(
 
 
 def rank(
-    work: Workspace, space: Space, view: ResidualDecoder, features: Features, phase: str
+    work: Workspace,
+    space: Space,
+    view: ResidualDecoder,
+    features: Features,
+    phase: str,
+    *,
+    neurons: NeuronOrder | None = None,
+    replacements: Replacements | None = None,
+    limit: int = LISTED,
+    sample: int = _SAMPLE,
+    memory_bytes: float = _MEMORY,
 ) -> Ranking:
-    """Return every feasible plan with its mean answer loss under a view, best first."""
-    key = [phase, features.key, space.to_json(), weights_hash(view)]
+    """Return plans with their mean answer loss under a view, best first.
+
+    These are all feasible plans, or, where there are more than `limit`, a random sample and what a
+    swap search finds from its best (`search.sampled.sampled`). What is done stays on disk, so a
+    killed ranking goes on with the chunk of questions it was in.
+
+    Args:
+        work: the search.
+        space: the plans.
+        view: whose losses.
+        features: pages to rank on.
+        phase: name of the result.
+        neurons: by which widths are cut; by default the view's own (`Walk`).
+        replacements: numbers for the space's replacements, fitted to the view.
+        limit: most plans that are ranked one and all.
+        sample: random plans of a larger space, and as many for the swap search.
+        memory_bytes: what a chunk of questions may take (`Walk`).
+    """
+    key = [phase, features.key, space.to_json(), weights_hash(view), limit, sample]
+    key += [] if neurons is None else [[str(s), *order] for s, order in sorted(neurons.items())]
+    key += [] if replacements is None else [replacements.fingerprint]
+    folder = work.config.work / f"ranking-{phase}-{content_hash(key)}"
+    walk = Walk(
+        view, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
+    )
 
     def compute() -> list[list[Any]]:
         total = space.count()
-        losses = []
-        with work.say.stage(f"ranking all {total} plans ({phase})") as tell, torch.no_grad():
-            for plan, loss in sweep(space, *walk(view, features)):
-                losses.append([str(plan), loss])
-                tell(len(losses), total)
-        return losses
+        if total <= limit:
+            plans = list(space.enumerate())
+            with work.say.stage(f"ranking all {total} plans ({phase})") as tell:
+                losses = plan_losses(walk, plans, folder, tell)
+            return [[str(plan), loss] for plan, loss in zip(plans, losses, strict=True)]
+        with work.say.stage(f"ranking a sample of {total} plans ({phase})") as tell:
+            ranked = sampled(
+                space,
+                lambda plans: plan_losses(walk, plans, folder, tell),
+                sample=sample,
+                swaps=sample,
+                seed=seed_from("sample", work.config.seed),
+            )
+        return [[str(plan), loss] for plan, loss in ranked]
 
     rows = work.kept(f"ranking-{phase}", key, compute)
+    shutil.rmtree(folder, ignore_errors=True)
     ranked = [(Plan.parse(text), float(loss)) for text, loss in rows]
     return sorted(ranked, key=lambda row: (row[1], str(row[0])))
+
+
+def plan_losses(
+    walk: Walk, plans: Sequence[Plan], folder: Path, tell: Callable[[int, int], None]
+) -> list[float]:
+    """Return the mean loss of each plan over all questions; each chunk's sums are kept on disk."""
+    chunks = walk.chunks(plans)
+    name = content_hash([[plan.hash for plan in plans], chunks])
+    total, sums = len(plans) * len(chunks), torch.zeros(len(plans), dtype=torch.float64)
+    places = {plan: place for place, plan in enumerate(plans)}
+    for index, questions in enumerate(chunks):
+        path = folder / f"{name}-{index}.json"
+        found = _read(path)
+        if found is None:
+            found = [0.0] * len(plans)
+            chunk = walk.chunk(questions, plans)
+            met = []
+            for plan, _ in sweep(plans, chunk.root, chunk.expand, chunk.leaf):
+                met.append(places[plan])
+                tell(index * len(plans) + len(met), total)
+            for place, loss in zip(met, chunk.values().sum(dim=1).tolist(), strict=True):
+                found[place] = loss
+            write_json(path, found)
+        sums += torch.tensor(found, dtype=torch.float64)
+        tell((index + 1) * len(plans), total)
+    means: list[float] = (sums / len(walk.features.examples)).tolist()
+    return means
+
+
+def _read(path: Path) -> list[float] | None:
+    """Return what an earlier run left of a chunk, if anything can be read."""
+    try:
+        return list(read_json(path)) if path.exists() else None
+    except DataError:
+        return None
 
 
 def weights_hash(view: Any) -> str:
@@ -102,36 +202,3 @@ def weights_hash(view: Any) -> str:
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def walk(
-    view: ResidualDecoder, features: Features
-) -> tuple[
-    tuple[Tensor, ...],
-    Callable[[tuple[Tensor, ...], SubLayer], tuple[Tensor, ...]],
-    Callable[[tuple[Tensor, ...]], float],
-]:
-    """Return root, step and leaf of the exhaustive walk: residual streams of all batches.
-
-    Keys and values of cross-attention are computed once per sub-layer, for all plans together.
-    """
-    count = len(features.examples)
-    chunks = [features.read(range(i, min(count, i + _CHUNK))) for i in range(0, count, _CHUNK)]
-    place = next(iter(trainable(view).values())).device
-    memories = [view.memory(chunk.states.to(place), chunk.rows.to(place)) for chunk in chunks]
-    root = tuple(view.embed(chunk.batch.ids.to(place)) for chunk in chunks)
-
-    def step(streams: tuple[Tensor, ...], sublayer: SubLayer) -> tuple[Tensor, ...]:
-        return tuple(
-            x + write(view, sublayer, x, memory)
-            for x, memory in zip(streams, memories, strict=True)
-        )
-
-    def leaf(streams: tuple[Tensor, ...]) -> float:
-        losses = [
-            stream_loss(view, x, chunk.batch.labels.to(place))
-            for x, chunk in zip(streams, chunks, strict=True)
-        ]
-        return float(torch.cat(losses).double().mean())
-
-    return root, step, leaf

@@ -1,102 +1,182 @@
-"""Search stages: warm start, the study, the final comparison."""
+"""Search stages: the study, its further phase, workers that join in, the final comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypedDict
+
+import optuna
+import torch
+
+from circuitsearch import __version__
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
-from circuitsearch.search.knapsack import pool
+from circuitsearch.search import transfer
+from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage import open_storage
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.search.view import TrialRecord
+from circuitsearch.search.view import StudyStatus, TrialRecord, differences
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
 from circuitsearch.workspace import Workspace
 
 from .ranking import Ranking
 from .training import StudentTrainer
+from .warm import WarmPlans
 
-__all__ = ["best_of", "compare", "search", "warm_start"]
+__all__ = ["best_of", "compare", "fork", "join", "promote", "search", "versions"]
 
-
-def warm_start(
-    work: Workspace, space: Space, scores: Scores, elastic: Ranking
-) -> list[tuple[Plan, str]]:
-    """Return the plans to distil first: the integer program's pool, then the elastic top."""
-    settings = work.config.search
-    plans: list[tuple[Plan, str]] = []
-    if settings.warm_scores:
-        worth = worths(scores)
-        values = [worth[name] for name in space.names]
-        plans += [(plan, "scores") for plan in pool(values, space, settings.warm_scores)]
-    known = {plan.hash for plan, _ in plans}
-    fresh = [plan for plan, _ in elastic if plan.hash not in known]
-    return plans + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
+PROMOTED = "full"
+"""Name of the study's phase in which the best plans are distilled in full."""
 
 
-def worths(scores: Scores) -> dict[str, float]:
-    """Return each component's measured effect, or its score where it was not patched.
+def versions() -> dict[str, str]:
+    """Return the versions that must be equal on all workers of a study."""
+    return {
+        "circuitsearch": __version__,
+        "optuna": optuna.__version__,
+        "torch": torch.__version__.split("+")[0],  # a CPU and a CUDA build are the same version
+        "transformers": version("transformers"),
+    }
 
-    Raises:
-        ConfigError: If a component has neither.
-    """
-    found = {}
-    for entry in scores.components:
-        value = entry.effect if entry.effect is not None else entry.score
-        if value is None:
-            raise ConfigError(f"scores: component {entry.component} has neither score nor effect")
-        found[entry.component] = value
-    return found
+
+class _Settings(TypedDict):
+    """What a study is opened with."""
+
+    space: Space
+    objective: dict[str, Any]
+    seed: int
+    sampler: str
+    prior: Prior
+    config: dict[str, Any]
+    versions: dict[str, str]
+    goal: Objective
+
+
+def _settings(work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer) -> _Settings:
+    config = work.config
+    return {
+        "space": space,
+        "objective": trainer.objective(config.distill.steps),
+        "seed": config.seed,
+        "sampler": config.sampler,
+        "prior": prior,
+        "config": config.to_json(),
+        "versions": versions(),
+        "goal": config.search.objective,
+    }
 
 
 def search(
-    work: Workspace,
-    space: Space,
-    scores: Scores,
-    trainer: StudentTrainer,
-    warm: list[tuple[Plan, str]],
+    work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer, warm: WarmPlans
 ) -> Study:
     """Run the study until it has distilled as many plans as asked for."""
-    config = work.config
-    worth = worths(scores)
-    study = Study.open(
-        open_storage(config.database),
-        config.name,
-        space,
-        trainer.objective(config.distill.steps),
-        config.seed,
-        config.search.sampler,
-        {name: worth[name] for name in space.names},
+    storage = open_storage(work.config.database)
+    study = Study.open(storage, work.config.name, **_settings(work, space, prior, trainer))
+    _run(work, study, trainer, warm, resume=True)
+    return study
+
+
+def fork(
+    work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer, earlier: str
+) -> StudyStatus:
+    """Begin the study with what an earlier one of the same database has found."""
+    storage = open_storage(work.config.database)
+    settings = _settings(work, space, prior, trainer)
+    return transfer.fork(storage, earlier, work.config.name, **settings).status()
+
+
+def join(work: Workspace, study: Study, trainer: StudentTrainer) -> Ending:
+    """Work on a study that another process has opened, until its budget is spent.
+
+    Raises:
+        ConfigError: What this worker would measure is not what the study is about; every differing
+            field is named.
+    """
+    here = trainer.objective(work.config.distill.steps)
+    changed = differences(study.objective, here)
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed[:40])
+        raise ConfigError(
+            f"Study {study.name!r}: this worker would measure something else "
+            f"(study -> here):\n{lines}\nGive it the same teacher and data, by the same settings."
+        )
+    return _run(work, study, trainer, [], resume=False)
+
+
+def _run(
+    work: Workspace, study: Study, trainer: StudentTrainer, warm: WarmPlans, *, resume: bool
+) -> Ending:
+    """Run a study in this process and tell how it goes."""
+    settings = work.config.search
+    ending = study.run(
+        trainer,
+        settings.trainings,
+        warm,
+        _teller(work, study, settings.trainings),
+        max_failures=settings.max_failures,
+        lease=settings.lease_seconds,
+        resume=resume,
     )
-    best = 0.0
+    if ending is Ending.EXHAUSTED:
+        work.say.note("every plan within the budget has been tried")
+    if ending is Ending.STOPPED:
+        work.say.note("the study was asked to stop; running it again goes on")
+    return ending
+
+
+def _teller(work: Workspace, study: Study, trainings: int) -> Callable[[TrialRecord], None]:
+    """Return what says each trial's result, with the best so far."""
+    best = max((m.quality or 0.0 for m in study.measurements()), default=0.0)
 
     def tell(trial: TrialRecord) -> None:
         nonlocal best
         if trial.measurement is None or trial.measurement.quality is None:
-            work.say.note(f"trial {trial.number}: {trial.plan} failed: {trial.failure}")
+            work.say.note(f"trial {trial.number + 1}: {trial.plan} failed: {trial.failure}")
             return
         best = max(best, trial.measurement.quality)
         work.say.note(
-            f"trial {trial.number + 1} of {config.search.trainings}: {trial.plan} "
+            f"trial {trial.number + 1} of {trainings}: {trial.plan} "
             f"[{trial.source}] ANLS {trial.measurement.quality:.3f}, best {best:.3f}"
         )
 
-    ending = study.run(
-        trainer,
-        config.search.trainings,
-        warm,
-        tell,
-        max_failures=config.search.max_failures,
-    )
-    if ending is Ending.EXHAUSTED:
-        work.say.note("every plan within the budget has been tried")
-    return study
+    return tell
+
+
+def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
+    """Distil the study's best plans in full; return the phase, or the study when none are asked."""
+    count, steps = work.config.search.promote, work.config.final.steps
+    if count == 0 or steps is None:
+        return study
+    phase = study.phase(PROMOTED, trainer.objective(steps))
+    chosen = _ranked(study)[:count]
+
+    def evaluate(plan: Plan, source: str) -> Measurement:
+        return trainer.measured(
+            plan, source, seed=work.config.seed, steps=steps, split="select", phase="full"
+        )
+
+    sources = {trial.plan_hash: trial.source for trial in study.trials()}
+    plans = [(Plan.parse(one.plan), sources[one.plan_hash]) for one in chosen]
+    phase.run(evaluate, len(plans), plans, _teller(work, phase, len(plans)), resume=True)
+    return phase
+
+
+def _ranked(study: Study) -> list[Measurement]:
+    """Return measurements, best first: quality, then loss, then text."""
+    return sorted(study.measurements(), key=lambda m: (-(m.quality or 0.0), m.loss, m.plan))
 
 
 def best_of(study: Study) -> Plan:
-    """Return the plan that the search hands over: best quality, then lowest loss, then text."""
-    ranked = sorted(study.measurements(), key=lambda m: (-(m.quality or 0.0), m.loss, m.plan))
+    """Return the plan that the search hands over: best quality, then lowest loss, then text.
+
+    Raises:
+        ConfigError: Nothing was measured.
+    """
+    ranked = _ranked(study)
     if not ranked:
         raise ConfigError("search: no student was trained, so there is no best one")
     return Plan.parse(ranked[0].plan)
@@ -107,39 +187,53 @@ def compare(
     trainer: StudentTrainer,
     untrained: Ranking,
     study: Study,
+    chosen: Study,
     scores: Scores,
 ) -> tuple[ResultRow, ...]:
-    """Measure teacher, exhaustive T1-T3 and the search's best on the final pages, all seeds."""
+    """Measure teacher, exhaustive T1-T3 and the search's best on the final pages, all seeds.
+
+    Args:
+        work: The search.
+        trainer: The shared trainer.
+        untrained: Plans by loss without training.
+        study: The search's study.
+        chosen: The phase whose best plan is handed over; the study itself without promotion.
+        scores: Of the teacher's components.
+    """
     config = work.config
     steps = config.final.steps or config.distill.steps
     groups: dict[str, list[Measurement]] = {"teacher": [trainer.measured_teacher()]}
-    chosen = {
+    named = {
         f"T{i + 1}": (plan, "exhaustive")
         for i, (plan, _) in enumerate(untrained[: config.exhaustive.top])
     }
-    best = best_of(study)
+    best = best_of(chosen)
     source = next(t.source for t in study.trials() if t.plan_hash == best.hash)
-    chosen["best"] = (best, source or "sampler")
-    for name, (plan, origin) in chosen.items():
+    named["best"] = (best, source)
+    for name, (plan, origin) in named.items():
         groups[name] = [
             trainer.measured(plan, origin, seed=seed, steps=steps, split="final", phase="full")
             for seed in config.final.seeds
         ]
-    return result_rows(groups, search=_search_costs(work, groups, untrained, study, scores))
+    promoted = [] if chosen is study else chosen.measurements()
+    costs = _costs(work, groups, untrained, len(study.measurements()), promoted, scores)
+    return result_rows(groups, search=costs)
 
 
-def _search_costs(
+def _costs(
     work: Workspace,
     groups: dict[str, list[Measurement]],
     untrained: Ranking,
-    study: Study,
+    trained: int,
+    promoted: list[Measurement],
     scores: Scores,
 ) -> dict[str, SearchCost]:
     """Return what finding each row's plan took, the final trainings left out (equal for all)."""
     config = work.config
-    trained = len(study.measurements())
     elastic = config.elastic.steps
-    spent = [(trained, config.distill.steps)] + ([(1, elastic)] if elastic else [])
+    spent: list[tuple[int, Any]] = [(trained, config.distill.steps)]
+    spent += [(len(promoted), config.final.steps)] if promoted else []
+    spent += [(1, elastic)] if elastic else []
     sweeps = len(untrained) if elastic else 0
     costs = {
         name: SearchCost(passes=len(untrained))

@@ -19,6 +19,7 @@ from circuitsearch.students.checkpoint import load_student
 from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import measure
 from circuitsearch.students.features import Features
+from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.student import build_student, plan_of
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
@@ -82,12 +83,19 @@ class StudentTrainer:
     proposed its plan; the order depends on the seed alone.
     """
 
-    def __init__(self, work: Workspace, teacher: Teacher, features: Mapping[str, Features]) -> None:
-        """Bind the trainer to a search's teacher and pages."""
+    def __init__(
+        self,
+        work: Workspace,
+        teacher: Teacher,
+        features: Mapping[str, Features],
+        replacements: Replacements | None = None,
+    ) -> None:
+        """Bind the trainer to a search's teacher, pages and what stands in for sub-layers."""
         self._work = work
         self._config = work.config
         self.teacher = teacher
         self._features = features
+        self._replacements = replacements
 
     def recipe(self, steps: int) -> DistillRecipe:
         """Return the recipe for a number of steps."""
@@ -97,7 +105,9 @@ class StudentTrainer:
 
     def objective(self, steps: int) -> dict[str, Any]:
         """Return everything a search measurement depends on beside plan and seed."""
+        fitted = self._replacements
         return {
+            **({} if fitted is None else {"replacements": fitted.fingerprint}),
             "teacher": self.teacher.fingerprint,
             "train": self._features["train"].key,
             "select": self._features["select"].key,
@@ -113,7 +123,7 @@ class StudentTrainer:
         Raises:
             TrainingError: If its loss stops being a number.
         """
-        model = build_student(self.teacher, plan)
+        model = build_student(self.teacher, plan, replacements=self._replacements)
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
         key = content_hash([self.objective(steps), plan.hash, seed])

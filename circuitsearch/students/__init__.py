@@ -1,6 +1,7 @@
 """Floor 3: students. A plan comes in, a trained student and its `Measurement` go out.
 
-`student` slices the teacher's weights into a Hugging Face model (`modeling`), `checkpoint` saves
+`student` slices the teacher's weights into a Hugging Face model (`modeling`), `replacements` fits
+what stands in for a sub-layer, `checkpoint` saves
 and loads it, `features` caches what the frozen parts of the teacher say about the pages, `distill`
 trains any student on that with the `losses`, and `evaluate` asks it the questions.
 
@@ -12,6 +13,7 @@ from .distill import DistillRecipe, DistillResult, distill
 from .evaluate import answer_loss_of, greedy_answers, measure
 from .features import Features, prepare_features
 from .modeling import CircuitMBartConfig, CircuitMBartForCausalLM
+from .replacements import Replacements, fit_replacements, replaced
 from .student import build_student, kept_units, plan_of, rank_neurons
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "DistillRecipe",
     "DistillResult",
     "Features",
+    "Replacements",
     "answer_loss_of",
     "build_student",
     "distill",
+    "fit_replacements",
     "greedy_answers",
     "kept_units",
     "load_student",
@@ -30,5 +34,6 @@ __all__ = [
     "plan_of",
     "prepare_features",
     "rank_neurons",
+    "replaced",
     "save_student",
 ]

@@ -9,9 +9,15 @@ A step runs the `ResidualDecoder` view on cached features (`features`): no encod
 and values of a page once for all its questions, and output logits at answer tokens only. The view
 applies no dropout.
 
-In *elastic* mode a plan is drawn per step and only what it keeps runs and trains; the rest has no
-gradient, and AdamW passes over it with its moments and its step count as they are (LayerDrop,
-arXiv 1909.11556, and once-for-all, arXiv 1908.09791, train their super-networks alike).
+In *elastic* mode a plan is drawn per step and only what it keeps runs and trains (LayerDrop,
+arXiv 1909.11556, and once-for-all, arXiv 1908.09791, train their super-networks alike):
+
+* A sub-layer that the plan skips or replaces has no gradient, and AdamW passes over it: weights,
+  moments and step count stay as they are.
+* A sub-layer that the plan keeps in part has a gradient of zero at the heads or neurons that it
+  drops. They are not computed, but they share their tensors with those that are: their moments
+  decay as at any step, they still move by what is left of them, and weight decay reaches them.
+* Which neurons a width means is settled before the first step and stays so.
 
 Batches, learning rate and plans are functions of the step, and the saved state holds weights and
 moments bit for bit, so a resumed run ends with the weights of an uninterrupted one.
@@ -35,7 +41,9 @@ from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.teacher.state import load_state, save_state
 
 from .features import Features
+from .plan_view import NeuronOrder
 from .recipe import DistillRecipe
+from .replacements import Replacements
 from .trainer import PlanOfStep, Trainer, only_layers_train
 
 __all__ = ["DistillRecipe", "DistillResult", "PlanOfStep", "StepReport", "distill"]
@@ -107,6 +115,8 @@ def distill(
     state_file: Path | None = None,
     save_every: int = 100,
     plan_of_step: PlanOfStep | None = None,
+    ranking: NeuronOrder | None = None,
+    replacements: Replacements | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> DistillResult:
     """Train a student's decoder layers in place.
@@ -118,16 +128,21 @@ def distill(
         seed: seed of the data order; give all students that are compared the same one.
         state_file: where to keep the training state; one of the same run is resumed.
         save_every: steps between two saved states.
-        plan_of_step: elastic mode: what runs and trains in each step.
+        plan_of_step: elastic mode: the plan that runs and trains in each step.
+        ranking: elastic mode: neurons by which widths are cut; by default those of the weights
+            before training, as `build_student` ranks them.
+        replacements: elastic mode: numbers for sub-layers that plans replace; they do not train.
         on_step: called after every step.
 
     Raises:
         TrainingError: if loss or gradient stop being finite numbers.
-        ConfigError: if nothing can be trained, or the features lack the recipe's temperature.
+        ConfigError: if nothing can be trained, the features lack the recipe's temperature, or a
+            plan of a step is empty or needs replacements that are not given.
+        PlanError: if a plan of a step does not fit the decoder.
         DataError: if `state_file` is damaged or belongs to another run.
     """
     with only_layers_train(view) as named:
-        trainer = Trainer(view, features, recipe, seed, plan_of_step, named)
+        trainer = Trainer(view, features, recipe, seed, plan_of_step, named, ranking, replacements)
         progress = _begin(trainer, state_file)
         first, before, started = progress.step, progress.seconds, time.perf_counter()
         for step in range(first, recipe.steps):

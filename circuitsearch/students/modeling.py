@@ -6,6 +6,10 @@ sub-layer is absent:
 
     "plan": [{"self_heads": 0, "cross_heads": 9, "ffn": 512}, ...],   "plan_text": "C0[0-8] M0:512"
 
+A name instead of a number says what stands in for the sub-layer: "mean" adds a constant vector,
+"linear" adds an affine map of the LayerNormed stream, and the cross-attention "alone" is whole, but
+its write becomes the stream instead of being added to it.
+
 `plan_text` is the plan itself: which of the teacher's heads these are. Width of one head, stream
 and vocabulary are the teacher's. An absent sub-layer is a None module with a None LayerNorm; a
 narrower attention has fewer q, k, v rows and out_proj columns, for which mBART's attention needs no
@@ -43,10 +47,20 @@ from transformers.models.mbart.modeling_mbart import (
     MBartDecoderWrapper,
 )
 
-__all__ = ["PARTS", "CircuitMBartConfig", "CircuitMBartForCausalLM"]
+__all__ = ["PARTS", "REPLACEMENTS", "CircuitMBartConfig", "CircuitMBartForCausalLM"]
 
 PARTS = ("self_heads", "cross_heads", "ffn")
 """Keys of one layer's entry in `CircuitMBartConfig.plan`, in execution order."""
+
+REPLACEMENTS = {
+    "self_heads": ("mean", "linear"),
+    "cross_heads": ("mean", "linear", "alone"),
+    "ffn": ("mean", "linear"),
+}
+"""Names that may stand in such an entry instead of a number."""
+
+Size = int | str
+"""Heads or neurons kept, or the name of a replacement."""
 
 
 class CircuitMBartConfig(MBartConfig):  # type: ignore[misc]
@@ -54,7 +68,7 @@ class CircuitMBartConfig(MBartConfig):  # type: ignore[misc]
 
     Attributes:
         plan: one entry per decoder layer, `{"self_heads": int, "cross_heads": int, "ffn": int}`;
-            0 means absent. None keeps everything.
+            0 means absent, a name of `REPLACEMENTS` replaced. None keeps everything.
         plan_text: canonical text of the plan, with the teacher's head numbers.
     """
 
@@ -66,7 +80,7 @@ class CircuitMBartConfig(MBartConfig):  # type: ignore[misc]
         "num_hidden_layers": "decoder_layers",
     }
 
-    plan: list[dict[str, int]] | None = None
+    plan: list[dict[str, Size]] | None = None
     plan_text: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -76,8 +90,8 @@ class CircuitMBartConfig(MBartConfig):  # type: ignore[misc]
         if problems:
             raise ValueError("plan of a circuit_mbart config: " + "; ".join(problems))
 
-    def layer_plan(self, layer: int) -> dict[str, int]:
-        """Return the heads and neurons that `layer` keeps."""
+    def layer_plan(self, layer: int) -> dict[str, Size]:
+        """Return the heads and neurons that `layer` keeps, or their replacements."""
         if self.plan is not None:
             return self.plan[layer]
         heads = self.decoder_attention_heads
@@ -98,9 +112,11 @@ def _plan_problems(config: CircuitMBartConfig) -> list[str]:
             problems.append(f"layer {layer} has {sorted(entry)}, allowed are {sorted(PARTS)}")
             continue
         problems += [
-            f"layer {layer} {part}: got {entry[part]!r}, allowed are 0 to {most[part]}"
-            for part in PARTS
-            if not isinstance(entry[part], int) or not 0 <= entry[part] <= most[part]
+            f"layer {layer} {part}: got {size!r}, allowed are 0 to {most[part]} and "
+            f"{', '.join(REPLACEMENTS[part])}"
+            for part, size in entry.items()
+            if size not in REPLACEMENTS[part]
+            and not (isinstance(size, int) and 0 <= size <= most[part])
         ]
     return problems
 
@@ -108,12 +124,33 @@ def _plan_problems(config: CircuitMBartConfig) -> list[str]:
 _PARTS_OF_LAYER = (
     "self_attn",
     "self_attn_layer_norm",
+    "self_attn_replacement",
     "encoder_attn",
     "encoder_attn_layer_norm",
+    "encoder_attn_replacement",
     "fc1",
     "fc2",
     "final_layer_norm",
+    "ffn_replacement",
 )
+
+
+class CircuitMBartConstant(nn.Module):
+    """A sub-layer's stand-in that writes the same vector at every position.
+
+    Args:
+        width: width of the stream.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Begin with zero."""
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., d] for x [..., any width], whose numbers are not read."""
+        # a copy: torch's module trackers (the flop counter's) refuse a view of a parameter
+        return self.bias.expand(*x.shape[:-1], -1).clone()
 
 
 def _attention(config: MBartConfig, heads: int, slot: int, *, causal: bool) -> MBartAttention:
@@ -157,16 +194,33 @@ class CircuitMBartDecoderLayer(MBartDecoderLayer):  # type: ignore[misc]
         self.keeps_time = keeps_time
         for name in _PARTS_OF_LAYER:
             setattr(self, name, None)
-        if sizes["self_heads"]:
-            self.self_attn = _attention(config, sizes["self_heads"], slot, causal=True)
+        self.cross_alone = sizes["cross_heads"] == "alone"
+        self_heads, ffn = sizes["self_heads"], sizes["ffn"]
+        cross_heads = config.decoder_attention_heads if self.cross_alone else sizes["cross_heads"]
+        if isinstance(self_heads, str):
+            self._replace("self_attn", "self_attn_layer_norm", self_heads)
+        elif self_heads:
+            self.self_attn = _attention(config, self_heads, slot, causal=True)
             self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        if sizes["cross_heads"]:
-            self.encoder_attn = _attention(config, sizes["cross_heads"], layer, causal=False)
+        if isinstance(cross_heads, str):
+            self._replace("encoder_attn", "encoder_attn_layer_norm", cross_heads)
+        elif cross_heads:
+            self.encoder_attn = _attention(config, cross_heads, layer, causal=False)
             self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
-        if sizes["ffn"]:
-            self.fc1 = nn.Linear(config.d_model, sizes["ffn"])
-            self.fc2 = nn.Linear(sizes["ffn"], config.d_model)
+        if isinstance(ffn, str):
+            self._replace("ffn", "final_layer_norm", ffn)
+        elif ffn:
+            self.fc1 = nn.Linear(config.d_model, ffn)
+            self.fc2 = nn.Linear(ffn, config.d_model)
             self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def _replace(self, part: str, norm: str, name: str) -> None:
+        """Build what stands in for a sub-layer; a constant reads nothing and has no LayerNorm."""
+        width = self.embed_dim
+        if name == "linear":
+            setattr(self, norm, nn.LayerNorm(width))
+        stand_in = nn.Linear(width, width) if name == "linear" else CircuitMBartConstant(width)
+        setattr(self, f"{part}_replacement", stand_in)
 
     def forward(
         self,
@@ -190,6 +244,7 @@ class CircuitMBartDecoderLayer(MBartDecoderLayer):  # type: ignore[misc]
             x = x + self._dropped(written, self.dropout)
         elif self.keeps_time and past_key_values is not None:
             _count_tokens(past_key_values, x)
+        x = self._replaced(x, self.self_attn_layer_norm, self.self_attn_replacement)
         if self.encoder_attn is not None and encoder_hidden_states is not None:
             written, _ = self.encoder_attn(
                 hidden_states=self.encoder_attn_layer_norm(x),
@@ -198,12 +253,21 @@ class CircuitMBartDecoderLayer(MBartDecoderLayer):  # type: ignore[misc]
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            x = x + self._dropped(written, self.dropout)
+            written = self._dropped(written, self.dropout)
+            x = written if self.cross_alone else x + written
+        x = self._replaced(x, self.encoder_attn_layer_norm, self.encoder_attn_replacement)
         if self.fc1 is not None:
             neurons = self.activation_fn(self.fc1(self.final_layer_norm(x)))
             written = self.fc2(self._dropped(neurons, self.activation_dropout))
             x = x + self._dropped(written, self.dropout)
-        return x
+        return self._replaced(x, self.final_layer_norm, self.ffn_replacement)
+
+    def _replaced(self, x: Tensor, norm: nn.Module | None, replacement: nn.Module | None) -> Tensor:
+        """Add what a replacement writes to the stream x [B, T, d]; nothing where there is none."""
+        if replacement is None:
+            return x
+        written: Tensor = replacement(x if norm is None else norm(x))
+        return x + self._dropped(written, self.dropout)
 
     def _dropped(self, tensor: Tensor, share: float) -> Tensor:
         return nn.functional.dropout(tensor, p=share, training=self.training)
@@ -224,7 +288,8 @@ class CircuitMBartDecoder(MBartDecoder):  # type: ignore[misc]
         bare = type(config)(**{**config.to_dict(), "decoder_layers": 0, "plan": None})
         super().__init__(bare)  # embeddings and norms; the layers follow
         self.config = config
-        heads = [config.layer_plan(layer)["self_heads"] for layer in range(config.decoder_layers)]
+        sizes = [config.layer_plan(layer)["self_heads"] for layer in range(config.decoder_layers)]
+        heads = [0 if isinstance(size, str) else size for size in sizes]
         self.layers = nn.ModuleList(
             CircuitMBartDecoderLayer(
                 config,

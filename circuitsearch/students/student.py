@@ -7,9 +7,11 @@ the sub-layer and stay whole. So before any training
     student(x) = teacher(x) with the units that the plan drops set to zero
                  and the sub-layers that it skips left out,
 
-which `tests/properties/test_student_properties.py` checks on random plans. Embeddings, the two
-outer LayerNorms and the tied output projection are copied; the encoder is the teacher's own module,
-shared, frozen and never copied in memory.
+which `tests/properties/test_student_properties.py` checks on random plans. Where the plan replaces
+a sub-layer, the teacher's write is replaced in the same way (`replacements.replaced`).
+
+Embeddings, the two outer LayerNorms and the tied output projection are copied; the encoder is the
+teacher's own module, shared, frozen and never copied in memory.
 
 A width in a plan (`M1:512`) means the best-ranked neurons. Unless the caller brings a ranking, a
 neuron's rank is |its row of fc1| * |its column of fc2|, the largest write per unit of input that it
@@ -33,6 +35,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape
 
 from .modeling import PARTS, CircuitMBartConfig, CircuitMBartForCausalLM
+from .replacements import FITTED, Replacements
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
@@ -57,6 +60,11 @@ _NORM = {
     Kind.CROSS: "encoder_attn_layer_norm",
     Kind.FEED: "final_layer_norm",
 }
+_REPLACEMENT = {
+    Kind.SELF: "self_attn_replacement",
+    Kind.CROSS: "encoder_attn_replacement",
+    Kind.FEED: "ffn_replacement",
+}
 
 
 def build_student(
@@ -65,6 +73,7 @@ def build_student(
     *,
     ranking: Ranking | None = None,
     source: nn.Module | None = None,
+    replacements: Replacements | None = None,
 ) -> VisionEncoderDecoderModel:
     """Slice a student out of its teacher.
 
@@ -74,6 +83,8 @@ def build_student(
         ranking: neurons of a feed-forward, best first, for the widths of the plan; sub-layers that
             it does not name are ranked by `rank_neurons`.
         source: whole decoder to slice instead of the teacher's, e.g. an elastic teacher's.
+        replacements: numbers for the sub-layers that the plan replaces by `mean` or `linear`,
+            fitted by `fit_replacements` to the decoder that is sliced.
 
     Returns:
         The student in evaluation mode. Decoder parameters are copies that can be trained, the
@@ -81,14 +92,18 @@ def build_student(
 
     Raises:
         PlanError: if the plan does not fit the teacher.
-        ConfigError: if the ranking does not name neurons of the decoder, or `source` is not whole.
+        ConfigError: if the ranking does not name neurons of the decoder, `source` is not whole, or
+            `replacements` lacks what the plan needs.
     """
     shape = teacher.shape.decoder
     plan = plan.fitted(shape)
+    fitted = replacements or Replacements()
+    fitted.check(plan, shape.d_model)
     whole: Any = teacher.model.decoder if source is None else source
     units = kept_units(whole, plan, shape, ranking)
-    _check_whole(whole, units, shape)
+    _check_whole(whole, plan, shape)
     weights = _sliced(whole.state_dict(), units, shape)
+    weights.update(_stand_ins(whole.state_dict(), plan, fitted))
     config = _student_config(teacher.model.config, plan, shape)
     with torch.device("meta"):
         decoder = CircuitMBartForCausalLM(config.decoder)
@@ -117,6 +132,8 @@ def kept_units(
 ) -> dict[SubLayer, tuple[int, ...]]:
     """Return the heads (S, C) or neurons (M) of each kept sub-layer, ascending.
 
+    Sub-layers replaced by `mean` or `linear` keep none and are left out.
+
     Args:
         decoder: the whole decoder that the plan is about.
         plan: a plan that fits `shape`.
@@ -125,6 +142,8 @@ def kept_units(
     """
     kept: dict[SubLayer, tuple[int, ...]] = {}
     for sublayer, keep in plan.fitted(shape).kept:
+        if keep.replacement in FITTED:
+            continue
         if sublayer.kind is not Kind.FEED:
             kept[sublayer] = tuple(range(shape.heads)) if keep.heads is None else keep.heads
         elif keep.width is None:
@@ -153,7 +172,7 @@ def _student_config(teacher: Any, plan: Plan, shape: DecoderShape) -> VisionEnco
     """Return the teacher's config with the plan's sizes per decoder layer."""
     sizes = [
         {
-            part: plan.units(SubLayer.at(layer, kind), shape)
+            part: _size(plan, SubLayer.at(layer, kind), shape)
             for part, kind in zip(PARTS, Kind, strict=True)
         }
         for layer in range(shape.layers)
@@ -168,14 +187,22 @@ def _student_config(teacher: Any, plan: Plan, shape: DecoderShape) -> VisionEnco
     return config
 
 
-def _check_whole(
-    decoder: Any, units: Mapping[SubLayer, tuple[int, ...]], shape: DecoderShape
-) -> None:
+def _size(plan: Plan, sublayer: SubLayer, shape: DecoderShape) -> int | str:
+    """Return a sub-layer's entry in the config's plan: heads or neurons, or a replacement."""
+    keep = plan.keep(sublayer)
+    if keep is not None and keep.replacement is not None:
+        return keep.replacement
+    return plan.units(sublayer, shape)
+
+
+def _check_whole(decoder: Any, plan: Plan, shape: DecoderShape) -> None:
     """Refuse a source that has already lost parts: its heads and neurons have other numbers."""
     weights = decoder.state_dict()
     full = {Kind.FEED: shape.ffn}
     problems = []
-    for sublayer in units:
+    for sublayer, keep in plan.kept:
+        if keep.replacement == "mean":
+            continue  # needs nothing of the sub-layer
         key = f"{_prefix(sublayer)}{_ROWS[sublayer.kind][0]}.weight"
         wanted = full.get(sublayer.kind, shape.heads * shape.head_dim)
         there = weights[key].shape[0] if key in weights else 0
@@ -203,6 +230,24 @@ def _sliced(
         for name in (f"{column}.bias", f"{norm}.weight", f"{norm}.bias"):
             sliced[prefix + name] = weights[prefix + name].clone()
     return sliced
+
+
+def _stand_ins(
+    weights: Mapping[str, Tensor], plan: Plan, fitted: Replacements
+) -> dict[str, Tensor]:
+    """Return the weights of fitted replacements; `linear` brings the sub-layer's LayerNorm."""
+    like = next(iter(weights.values()))
+    made: dict[str, Tensor] = {}
+    for sublayer, keep in plan.kept:
+        prefix = _prefix(sublayer)
+        name, norm = prefix + _REPLACEMENT[sublayer.kind], prefix + _NORM[sublayer.kind]
+        if keep.replacement == "mean":
+            made[f"{name}.bias"] = fitted.means[sublayer]
+        elif keep.replacement == "linear":
+            for part, fit in vars(fitted.maps[sublayer]).items():
+                made[f"{name}.{part}"] = fit
+                made[f"{norm}.{part}"] = weights[f"{norm}.{part}"]
+    return {name: tensor.to(like, copy=True) for name, tensor in made.items()}
 
 
 def _prefix(sublayer: SubLayer) -> str:

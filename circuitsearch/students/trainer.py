@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.files import content_hash
+from circuitsearch.core.plan import Plan
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 from circuitsearch.teacher.documents.collate import IGNORED
 
 from .feature_reader import Features
 from .losses import LOSSES, Targets
 from .order import DataOrder
+from .plan_view import NeuronOrder, PlanView, neuron_order
 from .recipe import DistillRecipe
+from .replacements import Replacements
 
 __all__ = ["PlanOfStep", "Trainer", "only_layers_train"]
 
-PlanOfStep = Callable[[int], Collection[SubLayer]]
-"""Kept sub-layers of a training step (from 0); a pure function, so that runs can be resumed."""
+PlanOfStep = Callable[[int], Plan]
+"""The plan of a training step (from 0); a pure function, so that runs can be resumed."""
 
 _BALANCE_BATCHES = 4
 _LARGEST_WEIGHT = 100.0
@@ -72,6 +74,10 @@ class Trainer:
         seed: seed of the data order.
         plan_of_step: what runs in each step; None runs everything that is there.
         named: the parameters that train.
+        ranking: neurons by which widths of those plans are cut, for feed-forwards that it names;
+            the others are ranked by the weights at the start.
+        replacements: numbers for sub-layers that those plans replace by `mean` or `linear`; they
+            do not train.
     """
 
     def __init__(
@@ -82,6 +88,8 @@ class Trainer:
         seed: int,
         plan_of_step: PlanOfStep | None,
         named: dict[str, nn.Parameter],
+        ranking: NeuronOrder | None = None,
+        replacements: Replacements | None = None,
     ) -> None:
         self.named = named
         self._view = view
@@ -103,9 +111,19 @@ class Trainer:
             lr=recipe.learning_rate,
             fused=True,
         )
-        plans = [self._names(step) for step in range(min(recipe.steps, _PLANS_IN_IDENTITY))]
+        self._ranking: NeuronOrder = {}
+        self._replacements = replacements
+        elastic: list[object] = []
+        if plan_of_step is not None:
+            # fixed here: ranks of weights that move would cut other neurons at every step
+            self._ranking = {**neuron_order(view), **(ranking or {})}
+            elastic = [
+                str(plan_of_step(step)) for step in range(min(recipe.steps, _PLANS_IN_IDENTITY))
+            ]
+            elastic += [[str(s), *order] for s, order in sorted((ranking or {}).items())]
+            elastic += [replacements.fingerprint] if replacements else []
         self.identity = content_hash(
-            [asdict(recipe), features.key, seed, plans, _weights_hash(named)]
+            [asdict(recipe), features.key, seed, elastic, _weights_hash(named)]
         )
 
     def balanced_weight(self) -> float:
@@ -157,29 +175,27 @@ class Trainer:
     def losses(self, step: int) -> dict[str, Tensor]:
         """Return each loss of the recipe on the batch of a step, under its plan."""
         read = self._features.read(self._order.indices(step))
-        kept = None if self._plan_of_step is None else frozenset(self._plan_of_step(step))
-        if kept is not None and not kept.intersection(self._view.sublayers):
-            raise ConfigError(
-                f"Distillation: plan_of_step({step}) keeps no sub-layer of the decoder"
-            )
-        device, view = self._device, self._view
+        device, view = self._device, self._running(step)
         labels = read.batch.labels.to(device)
         answers = labels != IGNORED
         mixed = self._recipe.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            memory = view.memory(read.states.to(device), read.rows.to(device), kept)
+            memory = view.memory(read.states.to(device), read.rows.to(device))
             stream = view.embed(read.batch.ids.to(device))
-            stream = continue_from(view, stream, memory, kept=kept)
+            stream = continue_from(view, stream, memory)
             logits = view.readout(stream[answers])
         teacher = read.teacher.to(device)
         targets = Targets(labels[answers], teacher, self._recipe.temperature)
         return {name: LOSSES[name](logits, targets) for name in self._recipe.losses}
 
-    def _names(self, step: int) -> list[str]:
-        """Return the names of the sub-layers that a step keeps; [] when all run."""
+    def _running(self, step: int) -> ResidualDecoder:
+        """Return the view that runs in a step."""
         if self._plan_of_step is None:
-            return []
-        return [sublayer.name for sublayer in sorted(self._plan_of_step(step))]
+            return self._view
+        plan = self._plan_of_step(step)
+        if not plan.kept:
+            raise ConfigError(f"Distillation: plan_of_step({step}) keeps no sub-layer")
+        return PlanView(self._view, plan, ranking=self._ranking, replacements=self._replacements)
 
 
 def _stopped(step: int, report: dict[str, float]) -> str:

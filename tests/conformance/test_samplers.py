@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
@@ -16,9 +17,11 @@ from circuitsearch.search.samplers import (
     FAILURE,
     REGISTRY,
     FeasibleSampler,
+    History,
     SpaceExhaustedError,
 )
 from circuitsearch.search.space import Bits, Space
+from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit, make_space
 
 SPACES = {
@@ -26,6 +29,7 @@ SPACES = {
     "two rows": make_space("60%", limit("60%", "macs"), layers=2),
     "least": make_space("6.25%"),
     "no row": make_space(layers=1),
+    "heads": make_space("10%", layers=1, choices=Choices("heads", (64,), ("mean",))),
 }
 
 pytestmark = [
@@ -36,7 +40,7 @@ pytestmark = [
 
 def sampler(name: str, space: Space, seed: int = 0) -> FeasibleSampler:
     """A fresh sampler, as a new process would build it."""
-    return REGISTRY[name](space, Landscape.random(space, 1).prior(), seed)
+    return REGISTRY[name](space, Landscape.random(space, 1).knowledge(), seed, "single")
 
 
 def new_study(name: str, space: Space, seed: int = 0) -> optuna.Study:
@@ -62,7 +66,7 @@ def sequence(
             study.tell(trial, state=TrialState.FAIL)
             assert isinstance(study.sampler, FeasibleSampler)
             again = type(study.sampler)
-            study.sampler = again(space, Landscape.random(space, 1).prior(), study.sampler.seed)
+            study.sampler = again(space, Landscape.random(space, 1).knowledge(), study.sampler.seed)
             continue
         study.tell(trial, landscape.measure(space.plan(bits)).quality)
         found.append(bits)
@@ -159,3 +163,20 @@ def test_the_seed_matters(name: str, budget: str) -> None:
     sequences = [tuple(sequence(new_study(name, space, seed), space, count)) for seed in range(4)]
     # Four plans can be ordered alike by chance, more than four hardly by four seeds.
     assert len(set(sequences)) > 1 or space.count() <= 4
+
+
+def test_pareto_proposals_stay_feasible_and_differ_in_cost(name: str, budget: str) -> None:
+    space = SPACES[budget]
+    knowledge = Landscape.random(space, 1).knowledge()
+    proposing = REGISTRY[name](space, knowledge, 0, "pareto")
+    plans, taken = [], set()
+    for _ in range(min(10, space.count())):
+        history = History(np.empty((0, len(space.names))), np.empty(0), frozenset(taken))
+        bits = proposing.propose(history)
+        assert space.feasible(space.plan(bits))
+        assert bits not in taken
+        taken.add(bits)
+        plans.append(bits)
+    spent = {space.remaining(bits) for bits in plans}
+    if budget == "two rows":
+        assert len(spent) > 3

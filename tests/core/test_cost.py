@@ -14,13 +14,14 @@ from circuitsearch.core.cost import (
     Generation,
     ScopeCost,
     cost,
+    entry_cost,
     fixed_costs,
     sublayer_cost,
     unembedding_macs,
     unit_costs,
 )
 from circuitsearch.core.errors import ConfigError, DataError, PlanError
-from circuitsearch.core.plan import Plan
+from circuitsearch.core.plan import WHOLE, Keep, Plan
 
 DONUT = known_shape("donut-base")
 MI = 2**20
@@ -126,6 +127,47 @@ def test_a_head_and_a_neuron() -> None:
     ]
     assert [round(one / 1e9, 4) for one in macs] == [22.8737, 0.5367, 2.0856]
     assert sublayer_cost(Kind.SELF, 0, DONUT, "cached") == ScopeCost(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "accounting", "parameters", "macs"),
+    [
+        # d = 1024, T = 1989, Tc = 75 (test_generation_sums)
+        ("M1=mean", "paper", 1_024, 0),
+        ("C1=mean", "cached", 1_024, 0),
+        ("S0=linear", "paper", MI + 1_024, MI * 1_989),
+        ("M0=linear", "cached", MI + 3 * 1_024, MI * 75),
+        ("C0=linear", "cached", MI + 3 * 1_024, MI * 75),
+        ("C3=alone", "paper", 4 * MI, 365_979_107_328),
+        ("C3=alone", "cached", 4_198_400 + 2_048, 10_960_896_000),
+    ],
+)
+def test_replacements(text: str, accounting: Accounting, parameters: int, macs: int) -> None:
+    ((sublayer, keep),) = Plan.parse(text).kept
+    expected = ScopeCost(parameters, macs)
+    assert entry_cost(sublayer, keep, DONUT, accounting) == expected
+    spent = cost(Plan.parse(text), DONUT, accounting)
+    assert spent.plan == text
+    assert spent.sublayers == {sublayer.name: expected}
+    assert spent.scopes["decoder"] == expected
+
+
+def test_the_cost_of_an_entry() -> None:
+    c0, m0 = SubLayer.parse("C0"), SubLayer.parse("M0")
+    nothing = [(c0, None), (m0, None), (c0, Keep(heads=())), (m0, Keep(width=0))]
+    for accounting in ("paper", "cached"):
+        assert all(
+            entry_cost(one, keep, DONUT, accounting) == ScopeCost(0, 0) for one, keep in nothing
+        )
+        assert entry_cost(c0, WHOLE, DONUT, accounting) == unit_costs(DONUT, accounting)[c0]
+        heads = sublayer_cost(Kind.CROSS, 2, DONUT, accounting)
+        assert entry_cost(c0, Keep(heads=(3, 9)), DONUT, accounting) == heads
+    with pytest.raises(PlanError, match="got heads 16, allowed are 0 to 15"):
+        entry_cost(c0, Keep(heads=(3, 16)), DONUT, "paper")
+    with pytest.raises(PlanError, match="for C only"):
+        entry_cost(m0, Keep(replacement="alone"), DONUT, "paper")
+    with pytest.raises(ConfigError, match="did you mean 'cached'"):
+        entry_cost(m0, None, DONUT, "cache")  # type: ignore[arg-type]
 
 
 def test_mint31() -> None:

@@ -11,6 +11,7 @@ from transformers import MBartConfig, MBartForCausalLM
 from circuitsearch.core.components import DecoderShape, EncoderShape, TeacherShape
 from circuitsearch.core.cost import Generation, cost, unembedding_macs
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.modeling import CircuitMBartConfig, CircuitMBartForCausalLM
 
 SHAPE = TeacherShape(
     name="tiny",
@@ -129,6 +130,63 @@ def test_cached_accounting_is_generation_with_a_cache(narrow: MBartForCausalLM) 
     )
     assert other_rows == 4 * 31 * 24
     assert flops(generate) == 2 * (spent.scopes["decoder+embeddings"].macs + other_rows)
+
+
+REPLACED = Plan.parse("S0=linear C0=mean M0=linear S1 C1=alone M1=mean")
+
+
+@pytest.fixture
+def replaced() -> CircuitMBartForCausalLM:
+    """A student of SHAPE under the plan REPLACED."""
+    config = CircuitMBartConfig(
+        vocab_size=31,
+        d_model=24,
+        decoder_layers=2,
+        decoder_attention_heads=3,
+        decoder_ffn_dim=40,
+        max_position_embeddings=16,
+        add_cross_attention=True,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+        plan=[
+            {"self_heads": "linear", "cross_heads": "mean", "ffn": "linear"},
+            {"self_heads": 3, "cross_heads": "alone", "ffn": "mean"},
+        ],
+    )
+    return CircuitMBartForCausalLM(config).eval()
+
+
+def test_replaced_decoder_pass(replaced: CircuitMBartForCausalLM) -> None:
+    ids = torch.zeros(1, 9, dtype=torch.long)
+    counted = flops(lambda: replaced(ids, encoder_hidden_states=pages(), use_cache=False))
+    spent = cost(REPLACED, SHAPE, "paper", Generation(prompt=9, passes=1))
+    assert counted == 2 * spent.scopes["decoder+embeddings"].macs
+
+
+def test_replaced_decoder_with_a_cache(replaced: CircuitMBartForCausalLM) -> None:
+    def generate() -> None:
+        ids, cache = torch.zeros(1, 5, dtype=torch.long), None
+        for _ in range(4):
+            result = replaced(
+                ids, encoder_hidden_states=pages(), past_key_values=cache, use_cache=True
+            )
+            ids, cache = torch.zeros(1, 1, dtype=torch.long), result.past_key_values
+
+    generation = Generation(prompt=5, passes=4)
+    other_rows = unembedding_macs(SHAPE.decoder, "cached", generation, prompt_rows=True)
+    layers = cost(REPLACED, SHAPE, "cached", generation).scopes["decoder"].macs
+    assert flops(generate) == 2 * (layers + other_rows)
+
+
+def test_parameters_of_a_replaced_decoder(replaced: CircuitMBartForCausalLM) -> None:
+    layers = replaced.model.decoder.layers
+    exact = cost(REPLACED, SHAPE, "cached").scopes["decoder"].parameters
+    assert exact == sum(p.numel() for p in layers.parameters())
+    # `paper`: matrices, and the constants of what is fitted in their place
+    weights = sum(
+        p.numel() for n, p in layers.named_parameters() if p.dim() == 2 or "_replacement." in n
+    )
+    assert cost(REPLACED, SHAPE, "paper").scopes["decoder"].parameters == weights
 
 
 def test_cached_parameters_are_numel(decoder: MBartForCausalLM) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from circuitsearch.core.components import DecoderShape, SubLayer, known_shape
+from circuitsearch.core.components import DecoderShape, Kind, SubLayer, known_shape
 from circuitsearch.core.errors import PlanError
+from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import WHOLE, Keep, Plan
 
 SHAPE = known_shape("donut-base").decoder
@@ -48,6 +49,51 @@ def test_json_form() -> None:
     assert Plan.from_json([]) == Plan()
 
 
+def test_replacements_are_written_with_an_equals_sign() -> None:
+    plan = Plan.parse("C3=alone M1=mean S0=linear C0=linear C1=mean M0")
+    assert str(plan) == "S0=linear C0=linear M0 C1=mean M1=mean C3=alone"
+    assert plan.keep(sub("M1")) == Keep(replacement="mean")
+    assert not Keep(replacement="mean").whole
+    assert not Keep(replacement="mean").nothing
+    data = [{"sublayer": "S0", "replacement": "linear"}, {"sublayer": "C3", "replacement": "alone"}]
+    assert Plan.parse("C3=alone S0=linear").to_json() == data
+    assert Plan.from_json([*reversed(data)]) == Plan.parse("S0=linear C3=alone")
+    assert Plan.from_json([{**data[0], "heads": None, "width": None}]) == Plan.parse("S0=linear")
+    assert Plan.parse("M1=mean").hash == hashlib.sha256(b'"M1=mean"').hexdigest()[:16]
+    assert plan.fitted(SHAPE) == plan
+
+
+def test_the_table_of_replacements() -> None:
+    legal = {
+        f"{kind}0={name}"
+        for name, one in REPLACEMENTS.items()
+        for kind in Kind
+        if kind in one.kinds
+    }
+    assert legal == {"S0=mean", "C0=mean", "M0=mean", "S0=linear", "C0=linear", "M0=linear",
+                     "C0=alone"}  # fmt: skip
+    assert {name for name, one in REPLACEMENTS.items() if one.reads} == {"alone"}
+    assert {name for name, one in REPLACEMENTS.items() if one.fitted} == {"mean", "linear"}
+
+
+def test_faults_of_replacements_are_named_together() -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse("M1=maen S0=alone M2=alone C3[1]=mean M3:4=linear C0= M0=mean=mean S1=[1] S2=")
+    text = str(caught.value)
+    for fault in (
+        "replacement: got 'maen', allowed are mean, linear, alone; did you mean 'mean'?",
+        "S0=alone: this replacement is for C only; allowed for S0 are mean, linear",
+        "M2=alone: this replacement is for C only; allowed for M2 are mean, linear",
+        "got heads and a replacement; write one of them",
+        "got width and a replacement; write one of them",
+        "'C0=': Kept part of a sub-layer: replacement: got ''",
+        "got 'mean=mean'",
+        "got '[1]'",
+    ):
+        assert fault in text
+    assert "9 problems" in text
+
+
 def test_hash_is_that_of_the_text() -> None:
     assert Plan.parse("C2 M0").hash == hashlib.sha256(b'"M0 C2"').hexdigest()[:16]
 
@@ -76,9 +122,11 @@ def test_fitted_makes_full_lists_whole() -> None:
 
 
 def test_units() -> None:
-    plan = Plan.parse("S0 S3[0-8] M0 M1:512")
-    units = {name: plan.units(sub(name), SHAPE) for name in ("S0", "S3", "M0", "M1", "C0", "M2")}
-    assert units == {"S0": 16, "S3": 9, "M0": 4096, "M1": 512, "C0": 0, "M2": 0}
+    plan = Plan.parse("S0 S3[0-8] M0 M1:512 C1=alone C2=linear M3=mean")
+    names = ("S0", "S3", "M0", "M1", "C0", "M2", "C1", "C2", "M3")
+    units = {name: plan.units(sub(name), SHAPE) for name in names}
+    own = {"S0": 16, "S3": 9, "M0": 4096, "M1": 512, "C0": 0, "M2": 0}
+    assert units == own | {"C1": 16, "C2": 0, "M3": 0}
 
 
 def test_fitted_lists_every_fault() -> None:
@@ -114,7 +162,7 @@ def test_parse_lists_every_fault() -> None:
 @pytest.mark.parametrize(
     "text", ["] S0", "S0[1]] C0", "S0[", "S0]", "S0 [1]", "S0[1]]", "S0[1],[2]", "S0[1,]", "S0[-1]",
              "M0:", "M0:-1", "M0:1.5", "M0:007", "S0[1][2]", "S0:1:2", "S\u0660", "S0[\u0661]",
-             "S0[99999]", "S0+C0", "S0\0"],
+             "S0[99999]", "S0+C0", "S0\0", "=mean", "S0 =mean", "S0= mean", "S0=Linear"],
 )  # fmt: skip
 def test_malformed_text_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
@@ -134,6 +182,11 @@ def test_malformed_text_is_refused(text: str) -> None:
         ([{"sublayer": "C2", "heads": [-1, 2.0, True]}], "3 problems"),
         ([{"sublayer": "M2", "width": "512"}], "width: got '512'"),
         ([{"sublayer": "M2", "heads": [1]}], "no heads"),
+        ([{"sublayer": "M2", "replacement": "Mean"}], "did you mean 'mean'"),
+        ([{"sublayer": "M2", "replacement": ["mean"]}], r"replacement: got \['mean'\]"),
+        ([{"sublayer": "M2", "replaced": "mean"}], "did you mean 'replacement'"),
+        ([{"sublayer": "C2", "heads": [1], "replacement": "alone"}], "heads and a replacement"),
+        ([{"sublayer": "S2", "replacement": "alone"}], "for C only"),
         (["S0[] S0"], "S0 is named more than once"),
         (["C2", {"sublayer": "C2"}], "C2 is named more than once"),
     ],
@@ -154,6 +207,8 @@ def test_direct_construction_is_checked_too() -> None:
         Plan(((sub("C0"), WHOLE), (sub("C0"), Keep(heads=(1,)))))
     with pytest.raises(PlanError, match="no width"):
         Plan(((sub("C0"), Keep(width=3)),))
+    with pytest.raises(PlanError, match="for C only"):
+        Plan(((sub("M0"), Keep(replacement="alone")),))
 
 
 def test_a_plan_can_be_a_key() -> None:

@@ -26,8 +26,10 @@ from circuitsearch.core.cost import (
     Generation,
     ScopeCost,
     cost,
+    entry_cost,
     unit_costs,
 )
+from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import Keep, Plan
 
 small = st.integers(1, 9)
@@ -59,6 +61,9 @@ def cases(draw: st.DrawFn) -> tuple[Plan, TeacherShape]:
     for sublayer in draw(st.sets(st.sampled_from(sublayers(shape.decoder.layers)))):
         if draw(st.booleans()):
             keep = Keep()
+        elif draw(st.booleans()):
+            names = [name for name, one in REPLACEMENTS.items() if sublayer.kind in one.kinds]
+            keep = Keep(replacement=draw(st.sampled_from(names)))
         elif sublayer.kind is Kind.FEED:
             keep = Keep(width=draw(st.integers(0, shape.decoder.ffn)))
         else:
@@ -79,8 +84,11 @@ def literal_macs(plan: Plan, shape: TeacherShape, cached: bool, generation: Gene
     for step in range(generation.passes):
         context = generation.prompt + step
         rows = context if step == 0 or not cached else 1
-        for sublayer in plan.sublayers:
+        for sublayer, keep in plan.kept:
             units = plan.units(sublayer, shape.decoder)
+            if keep.replacement in ("mean", "linear"):
+                total += product(rows, d, d) if keep.replacement == "linear" else 0
+                continue
             if sublayer.kind is Kind.FEED:
                 total += product(rows, d, units) + product(rows, units, d)
                 continue
@@ -107,11 +115,17 @@ def test_macs_equal_the_literal_count(
 
 
 def literal_parameters(plan: Plan, shape: TeacherShape, exact: bool) -> int:
-    """Count decoder-layer parameters tensor by tensor; biases and LayerNorms only if `exact`."""
+    """Count decoder-layer parameters tensor by tensor; biases and LayerNorms only if `exact`.
+
+    What is fitted in the place of weights counts always, its bias too.
+    """
     d, e = shape.decoder.d_model, shape.decoder.encoder_width
     total = 0
-    for sublayer in plan.sublayers:
+    for sublayer, keep in plan.kept:
         units = plan.units(sublayer, shape.decoder)
+        if keep.replacement in ("mean", "linear"):
+            total += d if keep.replacement == "mean" else d * d + d + exact * 2 * d
+            continue
         if sublayer.kind is Kind.FEED:
             linears = [(d, units), (units, d)]
         else:
@@ -139,6 +153,8 @@ def removals(plan: Plan, shape: TeacherShape) -> list[Plan]:
     for sublayer in plan.sublayers:
         units = plan.units(sublayer, shape.decoder)
         rest = plan.without(sublayer).kept
+        if units == 0:  # replaced, there is no smaller form of it
+            continue
         if sublayer.kind is Kind.FEED:
             smaller.append(Plan((*rest, (sublayer, Keep(width=units - 1)))))
             continue
@@ -148,6 +164,9 @@ def removals(plan: Plan, shape: TeacherShape) -> list[Plan]:
             fewer = heads[:index] + heads[index + 1 :]
             smaller.append(Plan((*rest, (sublayer, Keep(heads=fewer)))))
     return smaller
+
+
+MEANS = {(sublayer, Keep(replacement="mean")) for sublayer in sublayers(3)}
 
 
 def quantities(spent: Cost) -> list[int]:
@@ -164,8 +183,13 @@ def test_removing_a_component_never_raises_any_cost(
     before = quantities(cost(plan, shape, accounting, generation))
     for smaller in removals(plan, shape):
         after = quantities(cost(smaller, shape, accounting, generation))
-        # Strictly less: every component has weights and is used at every pass.
-        assert all(new < old for new, old in zip(after, before, strict=True))
+        constant = set(plan.kept) - set(smaller.kept) <= MEANS
+        # Strictly less: every component has weights and, but for a constant, runs at every pass.
+        assert all(new < old for new, old in zip(after[::2], before[::2], strict=True))
+        assert all(
+            new == old if constant else new < old
+            for new, old in zip(after[1::2], before[1::2], strict=True)
+        )
 
 
 @settings(max_examples=40)
@@ -179,6 +203,7 @@ def test_costs_add_up(
         cost(Plan((entry,)), shape, accounting, generation).scopes["decoder"] for entry in plan.kept
     ]
     assert list(spent.sublayers.values()) == alone
+    assert alone == [entry_cost(*entry, shape, accounting, generation) for entry in plan.kept]
     decoder = sum(alone, ScopeCost(0, 0))
     assert spent.scopes["decoder"] == decoder
     embedded = decoder + spent.fixed["embeddings"] + spent.fixed["unembedding"]

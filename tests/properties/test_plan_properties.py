@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from circuitsearch.core.components import DecoderShape, Kind, SubLayer, parse_component, sublayers
 from circuitsearch.core.errors import PlanError
+from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import Keep, Plan
 
 SHAPE = DecoderShape(
@@ -21,6 +22,9 @@ def keeps(draw: st.DrawFn, sublayer: SubLayer) -> Keep:
     """How much of a sub-layer is kept: all, a part, or nothing."""
     if draw(st.booleans()):
         return Keep()
+    if draw(st.booleans()):
+        names = [name for name, one in REPLACEMENTS.items() if sublayer.kind in one.kinds]
+        return Keep(replacement=draw(st.sampled_from(names)))
     if sublayer.kind is Kind.FEED:
         return Keep(width=draw(st.integers(0, SHAPE.ffn)))
     return Keep(heads=tuple(draw(st.permutations(draw(st.sets(st.integers(0, 3)).map(sorted))))))
@@ -46,7 +50,11 @@ def item_json(sublayer: SubLayer, keep: Keep, draw: st.DrawFn) -> object:
     form = draw(st.sampled_from(["text", "object", "nulls"]))
     if form == "text":
         return item_text(sublayer, keep, draw)
-    values = {"heads": None if keep.heads is None else list(keep.heads), "width": keep.width}
+    values = {
+        "heads": None if keep.heads is None else list(keep.heads),
+        "width": keep.width,
+        "replacement": keep.replacement,
+    }
     given_values = {k: v for k, v in values.items() if v is not None or form == "nulls"}
     return {**given_values, "sublayer": sublayer.name}
 
@@ -79,6 +87,8 @@ def kept_units(plan: Plan) -> set[tuple[str, int]]:
     """The literal meaning of a plan: every head and neuron rank that is kept."""
     units = set()
     for sublayer, keep in plan.kept:
+        if keep.replacement in ("mean", "linear"):
+            continue
         if sublayer.kind is Kind.FEED:
             ranks = range(SHAPE.ffn if keep.width is None else keep.width)
         else:
@@ -87,13 +97,18 @@ def kept_units(plan: Plan) -> set[tuple[str, int]]:
     return units
 
 
+def stand_ins(plan: Plan) -> set[tuple[str, str]]:
+    """Which sub-layers are replaced, by what."""
+    return {(one.name, keep.replacement) for one, keep in plan.kept if keep.replacement}
+
+
 @settings(max_examples=50)
 @given(entries(), entries())
 def test_fitted_plans_are_equal_exactly_when_they_keep_the_same(
     one: list[tuple[SubLayer, Keep]], other: list[tuple[SubLayer, Keep]]
 ) -> None:
     first, second = Plan(tuple(one)), Plan(tuple(other))
-    same = kept_units(first) == kept_units(second)
+    same = kept_units(first) == kept_units(second) and stand_ins(first) == stand_ins(second)
     assert (first.fitted(SHAPE) == second.fitted(SHAPE)) == same
     assert (first.fitted(SHAPE).hash == second.fitted(SHAPE).hash) == same
 
@@ -106,6 +121,7 @@ def test_fitting_keeps_the_meaning_and_is_done_once(
     plan = Plan(tuple(written))
     fitted = plan.fitted(SHAPE)
     assert kept_units(fitted) == kept_units(plan)
+    assert stand_ins(fitted) == stand_ins(plan)
     assert fitted.fitted(SHAPE) == fitted
     counted = sum(plan.units(sublayer, SHAPE) for sublayer in sublayers(SHAPE.layers))
     assert counted == len(kept_units(plan))
@@ -120,7 +136,7 @@ def test_head_lists_are_as_short_as_ranges_allow(heads: set[int]) -> None:
 
 
 @settings(max_examples=50)
-@given(st.text(alphabet="SCM0123[]-,: .H(x\n", max_size=20))
+@given(st.text(alphabet="SCM0123[]-,:= .H(xmean\n", max_size=20))
 def test_any_text_is_a_plan_or_a_plan_error(text: str) -> None:
     try:
         plan = Plan.parse(text)

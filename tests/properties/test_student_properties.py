@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from circuitsearch.core.cost import cost
 from circuitsearch.core.shapes import DecoderShape
 from circuitsearch.students import build_student, kept_units, plan_of
+from circuitsearch.teacher.decoders import residual_decoder, run
 from circuitsearch.teacher.loading import Teacher
-from tests.student_fixtures import ablated_teacher, plans
+from tests.student_fixtures import ablated_teacher, any_replacements, plans
 
 # The decoder of tests/tiny.py; strategies are built before any fixture exists.
 SHAPE = DecoderShape(
@@ -23,6 +24,7 @@ SHAPE = DecoderShape(
     encoder_width=32,
     positions=98,
 )
+FITTED = any_replacements(SHAPE)
 
 
 def test_the_strategy_draws_for_the_tiny_teacher(tiny_teacher: Teacher) -> None:
@@ -35,20 +37,23 @@ def test_student_is_the_ablated_teacher(tiny_teacher: Teacher, plan, seed, token
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(2, 24, 32, generator=generator)
     ids = torch.randint(0, 106, (2, tokens), generator=generator)
-    student = build_student(tiny_teacher, plan)
-    view = tiny_teacher.decoder
+    student = build_student(tiny_teacher, plan, replacements=FITTED)
+    view, own = tiny_teacher.decoder, residual_decoder(student)
     units = kept_units(tiny_teacher.model.decoder, plan, SHAPE)
     with torch.no_grad():
-        expected = ablated_teacher(view, units, ids, view.memory(states))
+        expected = ablated_teacher(view, plan, units, ids, view.memory(states), FITTED)
         got = student.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits
+        viewed = run(own, ids, own.memory(states))
     # float32: narrower matrices sum in another order than matrices padded with zeros
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(viewed, got, atol=1e-5, rtol=1e-5)
+    assert own.sublayers == plan.sublayers
 
 
 @given(plan=plans(SHAPE))
 @settings(max_examples=40, deadline=None)
 def test_parameters_are_exactly_the_cached_accounting(tiny_teacher: Teacher, plan) -> None:
-    student = build_student(tiny_teacher, plan)
+    student = build_student(tiny_teacher, plan, replacements=FITTED)
     accounted = cost(plan, tiny_teacher.shape, "cached")
     layers = student.decoder.model.decoder.layers
     assert sum(p.numel() for p in layers.parameters()) == accounted.scopes["decoder"].parameters
@@ -63,7 +68,7 @@ def test_parameters_are_exactly_the_cached_accounting(tiny_teacher: Teacher, pla
 @given(plan=plans(SHAPE), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_greedy_text_does_not_depend_on_the_cache(tiny_teacher: Teacher, plan, seed) -> None:
-    student = build_student(tiny_teacher, plan)
+    student = build_student(tiny_teacher, plan, replacements=FITTED)
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(1, 3, 32, 48, generator=generator) * 2 - 1
     prompt = torch.tensor([tiny_teacher.tokens.prompt_ids(f"Q{seed}?")])

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from circuitsearch.core.errors import CircuitSearchError, ConfigError
-from circuitsearch.search import knapsack
-from circuitsearch.search.knapsack import greedy, pool, solve, take, tie_broken
+from circuitsearch.core.plan import Plan
+from circuitsearch.search import program
+from circuitsearch.search.knapsack import greedy, pool, solve, sweep_budget, take, tie_broken, total
+from circuitsearch.search.program import Interaction
 from circuitsearch.search.space import Bits, Space
+from circuitsearch.search.units import Choices
 from tests.search_fixtures import limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))
@@ -73,7 +76,9 @@ def test_nothing_left_is_none() -> None:
 
 def test_values_of_no_use_still_give_a_legal_plan() -> None:
     worst = -np.arange(1.0, 13.0)
-    assert SPACE.plan(solve(worst, SPACE) or ()).sublayers == (SPACE.units[1],)  # C0 costs least
+    assert SPACE.plan(solve(worst, SPACE) or ()).sublayers == (
+        SPACE.units[1].sublayer,
+    )  # C0 costs least
     zero = solve(np.zeros(12), SPACE)
     assert zero is not None
     assert SPACE.legal(SPACE.plan(zero))
@@ -97,7 +102,7 @@ def test_a_limit_one_short_of_the_optimum_excludes_it() -> None:
 def test_a_point_beyond_a_limit_is_cut_off_and_the_program_solved_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = knapsack.milp, []
+    original, calls = program.milp, []
 
     def lenient(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -106,7 +111,7 @@ def test_a_point_beyond_a_limit_is_cut_off_and_the_program_solved_again(
             return SimpleNamespace(status=0, x=np.full(12, 0.999999), message="")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(knapsack, "milp", lenient)
+    monkeypatch.setattr(program, "milp", lenient)
     values = np.random.default_rng(1).normal(size=12)
     assert solve(values, SPACE) == brute(values)
     assert len(calls) == 2
@@ -116,7 +121,7 @@ def test_a_solver_that_ignores_cuts_or_fails_is_reported(monkeypatch: pytest.Mon
     def answer(status: int, bits: Bits | None) -> None:
         x = None if bits is None else np.array(bits, dtype=float)
         result = SimpleNamespace(status=status, x=x, message="numbers too wild")
-        monkeypatch.setattr(knapsack, "milp", lambda *_, **__: result)
+        monkeypatch.setattr(program, "milp", lambda *_, **__: result)
 
     answer(0, ALL[7])
     with pytest.raises(CircuitSearchError, match="returned the excluded plan"):
@@ -129,13 +134,13 @@ def test_a_solver_that_ignores_cuts_or_fails_is_reported(monkeypatch: pytest.Mon
 def test_what_the_solver_prints_goes_to_standard_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    original = knapsack.milp
+    original = program.milp
 
     def noisy(*args: Any, **kwargs: Any) -> Any:
         os.write(1, b"leftover of HiGHS\n")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(knapsack, "milp", noisy)
+    monkeypatch.setattr(program, "milp", noisy)
     solve(np.ones(12), SPACE)
     os.write(1, b"data\n")
     out, err = capfd.readouterr()
@@ -242,3 +247,96 @@ def test_many_units_stay_exact() -> None:
             if min(space.remaining(swapped)) >= 0 and any(swapped[unit] for unit in space.required):
                 # Rounding of 48 summed values of order one.
                 assert np.dot(values, swapped) <= np.dot(values, best) + 1e-11
+
+
+FORMS = {
+    "counts": Choices(attention="counts", heads={"C0": (2, 0, 3, 1)}),
+    "heads": Choices(attention="heads"),
+    "widths": Choices(widths=(32, 64)),
+    "replacements": Choices(replacements=("mean", "linear", "alone")),
+    "heads, replacements": Choices(attention="heads", replacements=("mean", "alone")),
+    "everything": Choices("counts", (16, 48), ("mean", "linear", "alone")),
+}
+
+
+def form(name: str) -> Space:
+    """Two layers under two limits, in which the fixed part of a sub-layer counts too."""
+    return make_space(
+        "45%", limit("60%", "parameters", "decoder", "cached"), layers=2, choices=FORMS[name]
+    )
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_units_is_solved_like_by_brute_force(name: str) -> None:
+    space = form(name)
+    everything = np.array([space.bits(plan) for plan in space.enumerate()])
+    rng = np.random.default_rng(5)
+    for _ in range(4):
+        values = rng.normal(size=len(space.units))
+        worths = everything @ tie_broken(values)
+        first, second = (tuple(everything[place].tolist()) for place in np.argsort(-worths)[:2])
+        assert solve(values, space) == first
+        assert solve(values, space, [first]) == second
+        for fill in (False, True):
+            quick = greedy(values, space, fill=fill)
+            assert quick is not None
+            assert (everything == quick).all(axis=1).any()
+            assert np.dot(values, quick) <= np.dot(values, first) + 1e-12  # rounding of the sums
+
+
+@pytest.mark.parametrize("name", ["heads", "everything"])
+def test_interactions_count_only_when_all_of_their_units_stay(name: str) -> None:
+    space = form(name)
+    everything = [space.bits(plan) for plan in space.enumerate()]
+    rng = np.random.default_rng(6)
+    for _ in range(3):
+        values = rng.normal(size=len(space.units))
+        together: list[Interaction] = [
+            (tuple(rng.choice(len(space.units), size=size, replace=False).tolist()), rng.normal())
+            for size in (2, 2, 2, 3, 3)
+        ]
+        best = solve(values, space, interactions=together)
+        assert best is not None
+        most = max(total(bits, values, together) for bits in everything)
+        # Ties are decided by worths of 1e-9 of the largest value; every other gap is far larger.
+        assert total(best, values, together) == pytest.approx(most, abs=1e-7)
+
+
+def test_an_edge_can_turn_the_choice() -> None:
+    space = make_space("18.75%")  # three shares: S and C cost one each
+    values = np.zeros(12)
+    names = {name: place for place, name in enumerate(space.names)}
+    values[names["S0"]], values[names["C2"]] = 1.0, 1.0
+    alone = solve(values, space)
+    edge = ((names["S1"], names["C3"]), 1.5)
+    both = solve(values, space, interactions=[edge])
+    repelled = solve(values, space, interactions=[((names["S0"], names["C2"]), -1.5)])
+    assert alone is not None
+    assert both is not None
+    assert repelled is not None
+    assert {"S0", "C2"} <= {s.name for s in space.plan(alone).sublayers}
+    assert {"S1", "C3"} <= {s.name for s in space.plan(both).sublayers}
+    assert not {"S0", "C2"} <= {s.name for s in space.plan(repelled).sublayers}
+
+
+def test_the_budget_sweep_rises_and_fits() -> None:
+    values = np.random.default_rng(1).uniform(0.1, 1, size=12)
+    curve = sweep_budget(values, SPACE)
+    assert curve[-1].plan == SPACE.plan(brute(values) or ())
+    assert [one.worth for one in curve] == sorted(one.worth for one in curve)
+    for one in curve:
+        left = SPACE.remaining(SPACE.bits(one.plan))
+        # What is spent of every capacity stays within the share.
+        assert all(
+            100 * (most - have) <= one.percent * most
+            for have, most in zip(left, SPACE.capacity, strict=True)
+        )
+    assert sweep_budget(values, make_space("6.25%"), [50]) == []  # half a cross-attention
+
+
+def test_a_step_that_waits_is_taken_with_the_one_before_it() -> None:
+    space = make_space("100%", choices=Choices(attention="counts"))
+    names = {name: place for place, name in enumerate(space.names)}
+    bits = take([names["C1:2"], names["C1:1"]], space)
+    assert bits is not None
+    assert space.plan(bits) == Plan.parse("C1[0-1]")

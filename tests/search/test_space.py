@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from circuitsearch.core.errors import ConfigError, InfeasibleError, PlanError
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import known_shape
 from circuitsearch.search.space import Space
+from circuitsearch.search.units import Choices
 from tests.search_fixtures import limit, make_space, teacher_shape
 
 BUDGETS = {
@@ -27,7 +29,7 @@ def literal_plans(space: Space) -> list[Plan]:
     """Every plan, one by one, judged by the budget's own arithmetic (the oracle)."""
     plans = []
     for bits in itertools.product((0, 1), repeat=len(space.units)):
-        plan = Plan.of([unit for unit, bit in zip(space.units, bits, strict=True) if bit])
+        plan = Plan.of([unit.name for unit, bit in zip(space.units, bits, strict=True) if bit])
         reads = any(unit.name.startswith("C") for unit in plan.sublayers)
         if reads and space.budget.admits(plan, space.shape):
             plans.append(plan)
@@ -83,13 +85,96 @@ def test_rows_are_exact_to_the_last_parameter() -> None:
     assert not make_space(limit(spent - 1)).feasible(plan)
 
 
-def test_prefixes_are_extendable_exactly_when_a_feasible_plan_starts_with_them() -> None:
-    space = make_space("35%", limit("60%", "macs"), layers=2)
-    feasible = [space.bits(plan) for plan in space.enumerate()]
-    for length in range(len(space.units) + 1):
-        for prefix in itertools.product((0, 1), repeat=length):
-            expected = any(bits[:length] == prefix for bits in feasible)
-            assert space.extendable(prefix) == expected, prefix
+FORMS = {
+    "counts": Choices(attention="counts", heads={"C0": (2, 0, 3, 1), "S1": (3,)}),
+    "heads": Choices(attention="heads"),
+    "widths": Choices(widths=(32, 96)),
+    "replacements": Choices(replacements=("linear", "mean", "alone")),
+    "everything": Choices("heads", (64,), ("mean", "alone")),
+}
+
+
+def literal_forms(space: Space, choices: Choices) -> set[Plan]:
+    """Every product of what each sub-layer may be, judged by the budget's own arithmetic."""
+    shape = space.shape.decoder
+    options = []
+    for layer in range(shape.layers):
+        for kind in "SCM":
+            name = f"{kind}{layer}"
+            forms = ["", name]
+            if kind == "M":
+                forms += [f"{name}:{width}" for width in choices.widths]
+            elif choices.attention == "heads":
+                subsets = itertools.chain.from_iterable(
+                    itertools.combinations(range(4), size) for size in (1, 2, 3)
+                )
+                forms += [f"{name}[{','.join(map(str, subset))}]" for subset in subsets]
+            elif choices.attention == "counts":
+                order = list(choices.heads.get(name, ()))
+                order += [head for head in range(4) if head not in order]
+                forms += [f"{name}[{','.join(map(str, order[:count]))}]" for count in (1, 2, 3)]
+            forms += [
+                f"{name}={one}" for one in choices.replacements if one != "alone" or kind == "C"
+            ]
+            options.append(forms)
+    plans = set()
+    for entries in itertools.product(*options):
+        plan = Plan.of([entry for entry in entries if entry])
+        reads = any(
+            entry.startswith("C") and not entry.endswith(("=mean", "=linear")) for entry in entries
+        )
+        if reads and space.budget.admits(plan, space.shape):
+            plans.add(plan)
+    return plans
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("budget", ["none", "tight"])
+def test_every_form_of_units_is_enumerated_counted_and_read_back(form: str, budget: str) -> None:
+    limits = ("30%", limit("45%", "parameters", "decoder", "cached")) if budget == "tight" else ()
+    layers = 1 if form == "everything" or (form, budget) == ("heads", "none") else 2
+    space = make_space(*limits, layers=layers, choices=FORMS[form])
+    plans = list(space.enumerate())
+    assert set(plans) == literal_forms(space, FORMS[form])
+    assert len(set(plans)) == len(plans) == space.count()
+    bits = [space.bits(plan) for plan in plans]
+    assert bits == sorted(bits)
+    assert [space.plan(one) for one in bits] == plans
+    assert all(space.lawful(one) for one in bits)
+    for plan, one in zip(plans, bits, strict=True):
+        # What the rows leave is what the budget's own arithmetic leaves.
+        assert space.remaining(one) == tuple(space.budget.slack(plan, space.shape).values())
+    again = Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again.to_json() == space.to_json()
+    assert list(again.enumerate()) == plans
+
+
+def test_bits_that_break_the_rules_are_told() -> None:
+    space = make_space("100%", choices=Choices("counts", (64,), ("mean",)))
+    names = {name: place for place, name in enumerate(space.names)}
+
+    def bits(*kept: str) -> list[int]:
+        return [int(name in kept) for name in names]
+
+    assert space.lawful(bits("C0:1", "C0:2", "M1:64"))
+    assert not space.lawful(bits("C0:2"))  # the second step without the first
+    assert not space.lawful(bits("C0:1", "C0=mean"))
+
+
+def test_choices_that_the_decoder_does_not_have_are_refused_together() -> None:
+    wrong = Choices(
+        "whole",
+        (64, 32, 999),
+        ("mean", "median", "mean"),
+        {"M0": (1,), "C0": (1, 1)},
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_space("100%", choices=wrong)
+    message = str(caught.value)
+    for part in ("widths: got [64, 32, 999]", "'median'", "name each once", "'M0'", "heads of C0"):
+        assert part in message
+    with pytest.raises(ConfigError, match="attention"):
+        make_space("100%", choices=Choices("head"))  # type: ignore[arg-type]
 
 
 def test_problems_name_the_numbers() -> None:
@@ -110,14 +195,12 @@ def test_problems_name_the_numbers() -> None:
 
 def test_plans_outside_the_space_are_refused() -> None:
     space = make_space("50%")
-    with pytest.raises(PlanError, match=r"C3\[0-1\] keeps part of a sub-layer"):
+    with pytest.raises(PlanError, match=r"C3\[0-1\] is no choice of this space; its units are C3"):
         space.bits(Plan.parse("C0 C3[0-1]"))
     with pytest.raises(PlanError, match="the decoder has 4 layers"):
         space.problems(Plan.parse("C0 S4"))
     # All heads named one by one are the whole sub-layer.
     assert space.bits(Plan.parse("C3[0-3]")) == space.bits(Plan.parse("C3"))
-    with pytest.raises(ConfigError, match="allowed is 'sublayers'"):
-        Space(teacher_shape(), Budget(()), "heads")  # type: ignore[arg-type]
 
 
 def test_the_least_budget_is_accepted_and_one_below_is_refused() -> None:

@@ -1,10 +1,9 @@
-"""Storage: the SQLite hook, PostgreSQL, the results table, and what its errors say."""
+"""Storage: the SQLite hook, PostgreSQL, and what its errors say."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,15 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.core.plan import Plan
 from circuitsearch.search import storage as module
 from circuitsearch.search.storage import (
-    Result,
-    Results,
+    READ_ONLY,
     close_storage,
     masked,
     open_storage,
     storage_errors,
     storage_url,
 )
-from tests.search_fixtures import Landscape, make_space
-
-
-def result(text: str, quality: float | None = 0.5) -> Result:
-    """A result of that plan, failed when there is no quality."""
-    plan = Plan.parse(text)
-    if quality is None:
-        return Result(str(plan), plan.hash, None, "loss is not finite")
-    space = make_space()
-    measured = Landscape(space, [quality / 12] * 12).measure(plan)
-    return Result(str(plan), plan.hash, measured, None)
 
 
 def test_sqlite_connections_are_prepared_and_transactions_take_the_lock(database: Path) -> None:
@@ -53,6 +39,10 @@ def test_sqlite_connections_are_prepared_and_transactions_take_the_lock(database
             pass
     with other.engine.begin():
         pass
+    # One that only reads waits for nobody.
+    readers = other.engine.execution_options(**{READ_ONLY: True})
+    with storage.engine.begin(), readers.begin() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM circuitsearch_claims")) == 0
     close_storage(storage)
     close_storage(other)
 
@@ -64,45 +54,6 @@ def test_reopening_keeps_what_was_written(database: Path) -> None:
     again = open_storage(f"sqlite:///{database}")
     assert [study.study_name for study in again.get_all_studies()] == ["kept"]
     close_storage(again)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def storage(request: pytest.FixtureRequest) -> Iterator[RDBStorage]:
-    """Each back-end in turn."""
-    url = "sqlite://" if request.param == "sqlite" else request.getfixturevalue("postgres")
-    opened = open_storage(url)
-    yield opened
-    close_storage(opened)
-
-
-def test_results_are_unique_per_study_plan_and_objective(storage: RDBStorage, name: str) -> None:
-    results = Results(storage, name, "objective")
-    first, failed = result("C0", 0.25), result("C1", None)
-    assert results.get(first.plan_hash) is None
-    results.put(first)
-    results.put(failed)
-    results.put(result("C0", 0.75))  # too late: the first one stays
-    assert results.get(first.plan_hash) == first
-    assert results.get(failed.plan_hash) == failed
-    assert list(results.all().values()) == [first, failed]
-    assert Results(storage, name, "other").all() == {}
-    assert Results(storage, f"{name}-2", "objective").get(first.plan_hash) is None
-
-
-def test_results_survive_in_another_connection(storage: RDBStorage, name: str) -> None:
-    Results(storage, name, "objective").put(result("C0"))
-    with storage.engine.begin() as connection:
-        row = (
-            connection.execute(
-                sa.text("SELECT * FROM circuitsearch_results WHERE study = :study"), {"study": name}
-            )
-            .mappings()
-            .one()
-        )
-    assert (row["plan"], row["state"], row["reason"]) == ("C0", "measured", None)
-    # Floats go through JSON text unharmed.
-    found = Results(storage, name, "objective").all()
-    assert next(iter(found.values())) == result("C0")
 
 
 def test_postgres_options(postgres: str) -> None:
@@ -119,6 +70,25 @@ def test_postgres_options(postgres: str) -> None:
     other.dispose()
     assert storage.get_all_studies() == []
     close_storage(storage)
+
+
+def test_postgres_waits_for_no_lock_for_ever(postgres: str) -> None:
+    storage, other = open_storage(postgres), open_storage(postgres, timeout=1)
+    query = sa.text("LOCK TABLE circuitsearch_studies")
+    with (
+        storage.engine.begin() as holder,
+        pytest.raises(StorageError, match="is locked by another process"),
+        storage_errors(other.url),
+        other.engine.begin() as waiting,
+    ):
+        holder.execute(query)
+        waiting.execute(query)
+    # Nor does the lock of one that vanished with its machine last.
+    with other.engine.begin() as connection:
+        limit = connection.scalar(sa.text("SHOW idle_in_transaction_session_timeout"))
+    assert limit == "1s"
+    close_storage(storage)
+    close_storage(other)
 
 
 def test_postgres_refusals(postgres_server: str) -> None:
@@ -159,7 +129,7 @@ def test_another_versions_schema_is_refused_with_the_command(database: Path) -> 
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
     connection.close()
-    with pytest.raises(StorageError, match="optuna storage upgrade --storage 'sqlite:///"):
+    with pytest.raises(StorageError, match="circuitsearch study upgrade --storage 'sqlite:///"):
         open_storage(database)
 
 

@@ -27,6 +27,14 @@ def test_a_plan_gives_a_state_to_every_component() -> None:
     assert notes == {"M0": "512 neurons kept", "S3": "4 of 8 heads kept"}
 
 
+def test_a_replaced_sublayer_says_by_what() -> None:
+    state, notes = states("M1=mean C1=linear C3=alone")
+    assert state["M1"] == state["C1"] == state["C3"] == "1"
+    assert state["C1.H0"] == "0"  # its heads are gone
+    assert state["C3.H0"] == "2"  # all of it runs, only the stream before is left behind
+    assert notes == {"M1": "replaced: mean", "C1": "replaced: linear", "C3": "replaced: alone"}
+
+
 def test_naming_every_head_keeps_the_sublayer_whole() -> None:
     state, notes = states("C3[0-7]")
     assert state["C3"] == "2"

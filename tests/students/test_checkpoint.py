@@ -14,6 +14,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student, load_student, plan_of, save_student
 from circuitsearch.teacher.decoders import residual_decoder, run
 from circuitsearch.teacher.loading import Teacher, load_teacher
+from tests.student_fixtures import any_replacements
 from tests.tiny import tiny_checkpoint
 
 PLAN = Plan.parse("M0:9 C2 S3[0-1] C3[1,3]")
@@ -24,9 +25,12 @@ def folder(tiny_teacher: Teacher, tmp_path: Path) -> Path:
     return save_student(build_student(tiny_teacher, PLAN), tiny_teacher, tmp_path / "student")
 
 
-@pytest.mark.parametrize("text", [str(PLAN), "C0 M0", "S1", ""])
+@pytest.mark.parametrize(
+    "text", [str(PLAN), "C0 M0", "S1", "", "S0=linear M0=mean C1=linear C3=alone", "M2=mean"]
+)
 def test_round_trip_is_exact(tiny_teacher: Teacher, tmp_path: Path, text: str) -> None:
-    student = build_student(tiny_teacher, Plan.parse(text))
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    student = build_student(tiny_teacher, Plan.parse(text), replacements=fitted)
     loaded = load_student(save_student(student, tiny_teacher, tmp_path / "s"))
     assert plan_of(loaded) == Plan.parse(text)
     assert not loaded.training
@@ -125,10 +129,12 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
         ({"self_heads": 1}, "disagree on 10 tensors"),  # weights of a new S0 are missing
         ({"ffn": 0}, "disagree on 6 tensors"),  # weights of M0 are left over
         ({"ffn": 999}, "allowed are 0 to 64"),
+        ({"ffn": "mean"}, "disagree on 7 tensors"),  # six of M0 left over, its constant missing
+        ({"ffn": "alone"}, "allowed are 0 to 64 and mean, linear"),
     ],
 )
 def test_weights_of_another_plan_are_refused(
-    folder: Path, changes: dict[str, int], message: str
+    folder: Path, changes: dict[str, int | str], message: str
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["decoder"]["plan"][0].update(changes)

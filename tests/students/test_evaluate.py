@@ -21,14 +21,15 @@ from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
-from tests.student_fixtures import noise_pages
+from tests.student_fixtures import any_replacements, noise_pages
 
 LENGTH = 30  # tokens, prompt included; prompts take 5 to 16
 
 
 def _leaning(teacher: Teacher, plan: str, token: int, push: float) -> Any:
     """A student whose final LayerNorm pushes every logit row towards (or away from) one token."""
-    student = build_student(teacher, Plan.parse(plan))
+    fitted = any_replacements(teacher.shape.decoder)
+    student = build_student(teacher, Plan.parse(plan), replacements=fitted)
     with torch.no_grad():
         row = student.decoder.lm_head.weight[token]
         student.decoder.model.decoder.layer_norm.bias.add_(push * row / row.norm())
@@ -79,6 +80,7 @@ def few(short_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Fea
         ("S0 C0 M0 S1 C1 M1 S2 C2 M2 S3 C3 M3", 50.0),  # the end comes at once
         ("S1[0,2] C1 M1 C2[3] S3", 1.0),
         ("C0 M0 C3 M3", 1.0),  # no self-attention
+        ("S0=linear C0 M0=mean S1 C1=linear C2=mean S3=mean C3=alone", -5.0),  # replacements
     ],
 )
 def test_answers_are_those_of_generate_one_by_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,21 @@ from transformers import (
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, PlanError
+from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import (
     CircuitMBartConfig,
     CircuitMBartForCausalLM,
     build_student,
     kept_units,
+    modeling,
     plan_of,
     rank_neurons,
 )
+from circuitsearch.students.replacements import Replacements
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
-from tests.student_fixtures import ablated_teacher
+from tests.student_fixtures import ablated_teacher, any_replacements
 from tests.tiny import TASK_TOKENS
 
 # Kept sub-layers, heads and widths in all kinds of company.
@@ -41,6 +45,9 @@ PLANS = [
     "C2",  # one cross-attention only
     "S2[3] C1[0]",  # one head left of each
     "S0 M3:1",  # nothing reads the page
+    "S0=linear C0 M0=mean S1 C1=mean M1 C2[0-1] M2=linear S3[2] C3=alone",  # replacements
+    "S0=mean C0=alone M1=linear S2=linear",  # no self-attention left, the stream begins at C0
+    "C1=linear M3=mean",  # nothing of the page, nothing of the teacher's but a LayerNorm
     "",
 ]
 
@@ -62,12 +69,13 @@ def test_equals_the_ablated_teacher_in_every_forward(
     tiny_teacher: Teacher, states: Tensor, text: str
 ) -> None:
     plan = Plan.parse(text)
-    student = build_student(tiny_teacher, plan)
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    student = build_student(tiny_teacher, plan, replacements=fitted)
     ids = torch.randint(4, 100, (2, 9), generator=torch.Generator().manual_seed(1))
     view = tiny_teacher.decoder
     units = kept_units(tiny_teacher.model.decoder, plan, view.shape)
     with torch.no_grad():
-        expected = ablated_teacher(view, units, ids, view.memory(states))
+        expected = ablated_teacher(view, plan, units, ids, view.memory(states), fitted)
         own = residual_decoder(student)
         viewed = own.readout(_stream(own, ids, states))
     # float32, 12 sub-layers, sums in another order
@@ -80,7 +88,8 @@ def _stream(view, ids: Tensor, states: Tensor) -> Tensor:
     memory = view.memory(states)
     x = view.embed(ids)
     for sublayer in view.sublayers:
-        x = x + view.project(sublayer, view.units(sublayer, x, memory))
+        written = view.project(sublayer, view.units(sublayer, x, memory))
+        x = written if sublayer in view.alone else x + written
     return x
 
 
@@ -89,7 +98,8 @@ def _stream(view, ids: Tensor, states: Tensor) -> Tensor:
 def test_generates_the_same_with_and_without_cache(
     tiny_teacher: Teacher, text: str, beams: int
 ) -> None:
-    student = build_student(tiny_teacher, Plan.parse(text))
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    student = build_student(tiny_teacher, Plan.parse(text), replacements=fitted)
     pixels = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(5)) * 2 - 1
     prompts = torch.tensor([tiny_teacher.tokens.prompt_ids("What?")] * 2)
     written = [
@@ -110,7 +120,8 @@ def test_generates_the_same_with_and_without_cache(
 def test_one_cached_step_sees_the_right_positions(
     tiny_teacher: Teacher, states: Tensor, text: str
 ) -> None:
-    decoder = build_student(tiny_teacher, Plan.parse(text)).decoder
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    decoder = build_student(tiny_teacher, Plan.parse(text), replacements=fitted).decoder
     ids = torch.randint(4, 100, (2, 11), generator=torch.Generator().manual_seed(2))
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     rows = []
@@ -139,6 +150,41 @@ def test_cropping_the_cache_moves_the_clock_back(tiny_teacher: Teacher, states: 
         cache.crop(-3)
         again = decoder(input_ids=ids[:, 5:], **arguments).logits
     torch.testing.assert_close(again, whole[:, 5:], atol=2e-5, rtol=1e-5)
+
+
+def test_config_and_plan_know_the_same_replacements() -> None:
+    for part, kind in zip(modeling.PARTS, Kind, strict=True):
+        names = tuple(name for name, one in REPLACEMENTS.items() if kind in one.kinds)
+        assert modeling.REPLACEMENTS[part] == names
+
+
+def test_a_plan_without_its_numbers_is_refused(tiny_teacher: Teacher) -> None:
+    plan = Plan.parse("S0=linear C2 C3=alone M3=mean")
+    with pytest.raises(ConfigError, match=r"S0=linear.*M3=mean.*fit_replacements") as caught:
+        build_student(tiny_teacher, plan)
+    assert "for C3" not in str(caught.value)  # the sub-layer's own weights are all it needs
+    fitted = any_replacements(replace(tiny_teacher.shape.decoder, d_model=24))
+    with pytest.raises(ConfigError, match=r"S0=linear was .* width 24, this decoder's is 32; M3="):
+        build_student(tiny_teacher, plan, replacements=fitted)
+
+
+def test_students_own_their_replacements(tiny_teacher: Teacher) -> None:
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    before = fitted.fingerprint
+    student = build_student(tiny_teacher, Plan.parse("C0 M0=mean M1=linear"), replacements=fitted)
+    with torch.no_grad():
+        for parameter in student.decoder.parameters():
+            parameter.add_(1.0)
+    assert Replacements(fitted.means, fitted.maps).fingerprint == before
+
+
+def test_a_replaced_sublayer_has_no_parts(tiny_teacher: Teacher) -> None:
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    student = build_student(tiny_teacher, Plan.parse("C0=mean S1=linear"), replacements=fitted)
+    view = residual_decoder(student)
+    for sublayer in view.sublayers:
+        with pytest.raises(ConfigError, match=f"{sublayer}: this student has a replacement there"):
+            view.parts(sublayer)
 
 
 def test_absent_sublayers_have_no_module_and_no_norm(tiny_teacher: Teacher) -> None:
@@ -245,7 +291,7 @@ def test_slices_another_whole_decoder(tiny_teacher: Teacher, states: Tensor) -> 
     view = residual_decoder(elastic)
     units = kept_units(elastic.decoder, plan, view.shape)
     with torch.no_grad():
-        expected = ablated_teacher(view, units, ids, view.memory(states[:1]))
+        expected = ablated_teacher(view, plan, units, ids, view.memory(states[:1]))
     torch.testing.assert_close(_logits(student, ids, states[:1]), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -261,14 +307,15 @@ def test_a_plan_for_another_decoder_is_refused(tiny_teacher: Teacher) -> None:
 
 
 def test_plan_travels_with_the_config(tiny_teacher: Teacher) -> None:
-    plan = Plan.parse("C2 M0:5 S3[1]")
-    student = build_student(tiny_teacher, plan)
+    plan = Plan.parse("C2 M0:5 S3[1] S1=linear C1=alone M1=mean")
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    student = build_student(tiny_teacher, plan, replacements=fitted)
     assert plan_of(student) == plan_of(student.decoder) == plan
     config = AutoConfig.for_model(**student.decoder.config.to_diff_dict())
     assert isinstance(config, CircuitMBartConfig)
     assert config.plan == [
         {"self_heads": 0, "cross_heads": 0, "ffn": 5},
-        {"self_heads": 0, "cross_heads": 0, "ffn": 0},
+        {"self_heads": "linear", "cross_heads": "alone", "ffn": "mean"},
         {"self_heads": 0, "cross_heads": 4, "ffn": 0},
         {"self_heads": 1, "cross_heads": 0, "ffn": 0},
     ]
@@ -282,8 +329,9 @@ def test_plan_travels_with_the_config(tiny_teacher: Teacher) -> None:
 
 
 def test_config_names_every_fault_of_its_plan() -> None:
-    plan = [{"self_heads": 0, "cross_heads": 5, "ffn": 3}, {"heads": 1}]
-    with pytest.raises(ValueError, match=r"got 2 layers.*cross_heads: got 5.*layer 1 has"):
+    plan = [{"self_heads": "alone", "cross_heads": 5, "ffn": 3}, {"heads": 1}]
+    faults = r"got 2 layers.*self_heads: got 'alone'.*cross_heads: got 5, .*alone.*layer 1 has"
+    with pytest.raises(ValueError, match=faults):
         CircuitMBartConfig(
             decoder_layers=3, decoder_attention_heads=4, d_model=32, decoder_ffn_dim=8, plan=plan
         )
@@ -314,8 +362,6 @@ def test_attention_implementation_reaches_every_layer(
 
 def test_modeling_can_travel_with_a_checkpoint() -> None:
     """The file must not need circuitsearch, so that it can serve as remote code."""
-    import circuitsearch.students.modeling as modeling
-
     source = Path(modeling.__file__).read_text(encoding="utf-8")
     assert "import circuitsearch" not in source
     assert "from circuitsearch" not in source

@@ -1,0 +1,359 @@
+"""The commands that take a study's database: read it, work on it, stop it, keep house.
+
+WHERE is the output folder of a search, the path of an SQLite file or a database URL; the default is
+CIRCUITSEARCH_STORAGE. `--study` names the study where the database holds several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interrupt, people
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from circuitsearch.search.view import StudyView, TrialRecord
+
+__all__ = ["app", "show_command", "status_command", "stop_command", "top_command", "worker_command"]
+
+app = typer.Typer(
+    name="study",
+    help="List, back up, copy, upgrade and fork studies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_VARIABLE = "CIRCUITSEARCH_STORAGE"
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHERE", envvar=_VARIABLE, help="Folder of a search, SQLite file or database URL."
+    ),
+]
+StudyName = Annotated[str | None, typer.Option("--study", help="Name, where there are several.")]
+Phase = Annotated[str | None, typer.Option("--phase", help="A further phase, e.g. full.")]
+
+
+@contextmanager
+def _opened(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
+    """Open the database behind WHERE; also return the study's name if WHERE is a folder."""
+    from circuitsearch.search.storage import close_storage, open_storage
+
+    url, name = where, None
+    if "://" not in where and Path(where).is_dir():
+        from circuitsearch.configfile import load_config
+        from circuitsearch.core.errors import ConfigError
+        from circuitsearch.workspace import CONFIG_FILE
+
+        path = Path(where) / CONFIG_FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{where}: no {CONFIG_FILE} there; give the output folder of a search, an SQLite "
+                "file or a database URL"
+            )
+        config = load_config(path)
+        url, name = config.database, config.name
+    _check_there(url)
+    storage = open_storage(url)
+    try:
+        yield storage, name
+    finally:
+        close_storage(storage)
+
+
+def _check_there(url: str) -> None:
+    """Refuse a database file that does not exist: reading commands make none."""
+    from circuitsearch.core.errors import StorageError
+    from circuitsearch.search.storage import storage_url
+
+    parsed = storage_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        raise StorageError(
+            f"Storage {parsed.database}: there is no such file; give the folder of a search that "
+            "was run, or its database"
+        )
+
+
+def _named(storage: RDBStorage, name: str | None) -> str:
+    """Return the study to read: the named one, or the only one."""
+    from circuitsearch.core.errors import ConfigError
+    from circuitsearch.search.transfer import list_studies
+
+    if name is not None:
+        return name
+    names = [one.name for one in list_studies(storage)]
+    if len(names) != 1:
+        raise ConfigError(
+            f"The database holds {len(names)} studies ({', '.join(names) or 'none'}); "
+            "choose one with --study NAME"
+        )
+    return names[0]
+
+
+@contextmanager
+def _view(where: str, study: str | None, phase: str | None = None) -> Iterator[StudyView]:
+    """Open a study to read it."""
+    from circuitsearch.search.view import StudyView
+
+    with _opened(where) as (storage, name):
+        yield StudyView(storage, _named(storage, study or name), phase)
+
+
+@command
+def status_command(
+    where: Where, study: StudyName = None, phase: Phase = None, json: Json = False
+) -> None:
+    """Say how far a study is: trials by state, who works on what, the best plan."""
+    with _view(where, study, phase) as view:
+        status, best = asdict(view.status()), view.best()
+        running = [one for one in view.trials() if one.state in ("running", "interrupted")]
+        wanted = (view.config or {}).get("search", {}).get("trainings")
+        stopping = view.stopping()
+        facts: dict[str, Any] = {
+            "study": view.name,
+            "trainings": wanted,
+            **status,
+            "stopping": stopping,
+            "best": None if best is None else {"plan": best.plan, "quality": best.quality},
+            "workers": [_worker(one) for one in running],
+        }
+    if json:
+        emit(facts)
+        return
+    console = people()
+    console.print(
+        f"study {facts['study']}: {status['measured']} of {wanted} trainings done, "
+        + ", ".join(
+            f"{count} {name}" for name, count in status.items() if name != "measured" and count
+        ),
+        markup=False,
+    )
+    if stopping:
+        console.print("asked to stop: workers finish their trials and leave", markup=False)
+    if best is not None:
+        console.print(f"best: {best.plan}  ANLS {best.quality:.3f}", markup=False)
+    for one in facts["workers"]:
+        console.print(
+            f"trial {one['trial']}: {one['plan']}  {one['state']} by {one['worker']} "
+            f"since {one['since']}",
+            markup=False,
+        )
+
+
+def _worker(trial: TrialRecord) -> dict[str, Any]:
+    """Return what one worker is doing."""
+    return {
+        "trial": trial.number + 1,
+        "plan": trial.plan,
+        "state": trial.state,
+        "worker": trial.worker,
+        "since": None if trial.since is None else trial.since.isoformat(timespec="seconds"),
+    }
+
+
+@command
+def top_command(
+    where: Where,
+    count: Annotated[int, typer.Argument(min=1, help="Plans to show.")] = 10,
+    study: StudyName = None,
+    phase: Phase = None,
+    json: Json = False,
+) -> None:
+    """Show the best plans that a study has measured."""
+    with _view(where, study, phase) as view:
+        found = sorted(
+            (one for one in view.trials() if one.measurement is not None),
+            key=lambda one: (-((one.measurement and one.measurement.quality) or 0.0), one.number),
+        )[:count]
+    rows = [_row(one) for one in found]
+    if json:
+        emit(rows)
+        return
+    console = people()
+    if not rows:
+        console.print("no plan is measured yet", markup=False)
+    for place, row in enumerate(rows, 1):
+        low, high = row["quality_low"], row["quality_high"]
+        console.print(
+            f"{place:3}  {row['quality']:.3f} [{low:.3f}, {high:.3f}]  trial {row['trial']:4}  "
+            f"{row['source']:8}  {row['plan']}",
+            markup=False,
+        )
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    """Return one measured trial in short."""
+    made = trial.measurement
+    quality = made and {
+        "quality": made.quality,
+        "quality_low": made.quality if made.quality_low is None else made.quality_low,
+        "quality_high": made.quality if made.quality_high is None else made.quality_high,
+    }
+    return {
+        "trial": trial.number + 1,
+        "plan": trial.plan,
+        "source": trial.source,
+        **(quality or {}),
+    }
+
+
+@command
+def show_command(
+    where: Where,
+    trial: Annotated[int, typer.Argument(min=1, help="Number of the trial, from 1.")],
+    study: StudyName = None,
+    phase: Phase = None,
+    json: Json = False,
+) -> None:
+    """Show everything about one trial."""
+    with _view(where, study, phase) as view:
+        found = next((one for one in view.trials() if one.number + 1 == trial), None)
+        count = sum(asdict(view.status()).values())
+    if found is None:
+        from circuitsearch.core.errors import ConfigError
+
+        raise ConfigError(f"trial: got {trial}, the study has trials 1 to {count}")
+    measured = None if found.measurement is None else found.measurement.to_json()
+    facts = {
+        **_worker(found),
+        "source": found.source,
+        "failure": found.failure,
+        "measurement": measured,
+    }
+    if json:
+        emit(facts)
+        return
+    import yaml
+
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    people().print(text.rstrip(), markup=False)
+
+
+@command
+def stop_command(where: Where, study: StudyName = None) -> None:
+    """Ask all workers of a study to finish their trials and leave; `run` or `resume` goes on."""
+    from circuitsearch.search.transactions import set_stop
+
+    with _opened(where) as (storage, name):
+        chosen = _named(storage, study or name)
+        set_stop(storage, chosen, True)
+    people().print(f"study {chosen}: workers finish their trials and leave", markup=False)
+
+
+@command
+def worker_command(
+    storage: Annotated[
+        str, typer.Option("--storage", envvar=_VARIABLE, help="SQLite file or database URL.")
+    ],
+    study: StudyName = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for this worker's own files.")] = None,
+    override: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Work on a study until its budget is spent; start as many as there are machines or GPUs."""
+    from .search import join_study
+
+    with _opened(storage) as (opened, name):
+        chosen = _named(opened, study or name)
+        on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")
+        ending = join_study(opened, storage, chosen, output, override, quiet)
+    people().print(f"study {chosen}: {ending}", markup=False)
+
+
+@app.command("list")
+@command
+def list_command(where: Where, json: Json = False) -> None:
+    """List the studies of a database."""
+    from circuitsearch.search.transfer import list_studies
+
+    with _opened(where) as (storage, _):
+        found = [asdict(one) for one in list_studies(storage)]
+    if json:
+        emit(found)
+        return
+    for one in found:
+        best = "none yet" if one["best"] is None else f"{one['best']:.3f} {one['best_plan']}"
+        people().print(
+            f"{one['name']}  {one['status']['measured']} measured  sampler {one['sampler']}  "
+            f"created {one['created']}  best {best}",
+            markup=False,
+        )
+
+
+@app.command("backup")
+@command
+def backup_command(
+    where: Where, path: Annotated[Path, typer.Argument(help="New file to write.")]
+) -> None:
+    """Write a copy of an SQLite database as of one moment, while workers go on."""
+    from circuitsearch.search.transfer import backup
+
+    with _opened(where) as (storage, _):
+        written = backup(storage, path)
+    people().print(f"written: {written}", markup=False)
+
+
+@app.command("copy")
+@command
+def copy_command(
+    where: Where,
+    target: Annotated[str, typer.Argument(help="Database to copy to; made when it is a file.")],
+    study: StudyName = None,
+    name: Annotated[str | None, typer.Option("--as", help="Another name there.")] = None,
+) -> None:
+    """Copy a study with all its results to another database, e.g. from SQLite to PostgreSQL."""
+    from circuitsearch.search.storage import close_storage, masked, open_storage
+    from circuitsearch.search.transfer import copy
+
+    with _opened(where) as (storage, known):
+        other = open_storage(target)
+        try:
+            made = copy(storage, other, _named(storage, study or known), name)
+        finally:
+            close_storage(other)
+    people().print(f"study {made.name} is in {masked(str(other.url))}", markup=False)
+
+
+@app.command("upgrade")
+@command
+def upgrade_command(where: Where) -> None:
+    """Bring a database of an earlier version up to date; stop workers and back it up first."""
+    from circuitsearch.search.upgrade import upgrade
+
+    url = where
+    if "://" not in where and Path(where).is_dir():
+        url = str(Path(where) / "study.db")
+    _check_there(url)
+    converted = upgrade(url)
+    people().print(f"up to date; converted: {', '.join(converted) or 'none'}", markup=False)
+
+
+@app.command("fork")
+@command
+def fork_command(
+    search: ConfigPath,
+    earlier: Annotated[str, typer.Argument(metavar="STUDY", help="The study to take from.")],
+    override: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Begin SEARCH.yaml's study with what an earlier one of the same database has found.
+
+    With the same teacher, data and distillation its results count; otherwise its best plans that
+    fit the new budget are distilled first. `run` then goes on with it.
+    """
+    from .search import open_pipeline
+
+    status = open_pipeline(search, override, quiet).fork(earlier)
+    people().print(
+        f"taken over: {status.measured} results, {status.queued} plans queued; "
+        f"go on with: circuitsearch run {search}",
+        markup=False,
+    )

@@ -1,0 +1,154 @@
+"""Registration: create a study's rows, or refuse to open what is about something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.files import canonical_json, content_hash
+from circuitsearch.search.mirror import Mirror
+from circuitsearch.search.rows import is_stale
+from circuitsearch.search.storage import masked
+from circuitsearch.search.tables import claims, phases, studies
+from circuitsearch.search.transactions import create_study, find_study, locked, read_study
+from circuitsearch.search.view import StudyView, differences
+
+__all__ = ["add_phase", "check_versions", "register"]
+
+
+def register(
+    storage: RDBStorage,
+    name: str,
+    mirror: Mirror,
+    identity: Mapping[str, Any],
+    config: Any = None,
+    versions: Mapping[str, Any] | None = None,
+) -> None:
+    """Create a study, or check that the one of that name is about the same.
+
+    Configuration and versions replace the stored ones; the versions only while nobody is at work.
+
+    Raises:
+        ConfigError: the study is about something else, its workers run other versions, or Optuna
+            has a study of that name that is none of circuitsearch.
+        StorageError: the database fails.
+    """
+    stored = find_study(storage, name)
+    if stored is None:
+        mirror.check(new=True)
+        create_study(storage, name, identity, config, versions)
+        stored = read_study(storage, name)
+    changed = differences(stored.identity, identity)
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed[:40])
+        raise ConfigError(
+            f"Study {name!r} in {masked(storage.url)} was started with other settings "
+            f"(stored -> now):\n{lines}\nThree ways out: change them back to go on with it; give "
+            "this search another study name; or take its results and best plans along: "
+            f"circuitsearch study fork {name} NEW-NAME"
+        )
+    _update(storage, name, config, versions)
+    mirror.prepare()
+
+
+def check_versions(view: StudyView, versions: Mapping[str, Any] | None) -> None:
+    """Refuse a worker whose programs differ from those that the study runs with.
+
+    Nothing is compared when either side did not give versions.
+
+    Raises:
+        ConfigError: lists every difference.
+    """
+    if versions is not None and view.versions is not None:
+        _refuse(view.name, differences(view.versions, _plain(versions)))
+
+
+def add_phase(
+    storage: RDBStorage,
+    study: str,
+    identity: Mapping[str, Any],
+    phase: str,
+    objective: Mapping[str, Any],
+) -> None:
+    """Register a further phase of a study, or check that it is about the same.
+
+    Raises:
+        ConfigError: the name is no name, the phase has another objective, or another phase has
+            the same objective, so that their trials would be one.
+        StorageError: the database fails.
+    """
+    now = _plain(objective)
+    if not phase.strip() or len(phase) > 64:
+        raise ConfigError(f"Phase {phase!r}: allowed are names of 1 to 64 characters")
+    with locked(storage, study) as held:
+        query = sa.select(phases).where(phases.c.study == study)
+        rows = held.connection.execute(query).mappings().all()
+        known = {row["phase"]: json.loads(row["objective"]) for row in rows}
+        if phase not in known:
+            for other, taken in {"the search itself": identity["objective"], **known}.items():
+                if content_hash(taken) == content_hash(now):
+                    raise ConfigError(
+                        f"Phase {phase!r} of study {study!r} has the objective of {other}, so "
+                        "their results would be the same; use that one"
+                    )
+            row = {
+                "study": study,
+                "phase": phase,
+                "objective_hash": content_hash(now),
+                "objective": canonical_json(now),
+            }
+            held.connection.execute(sa.insert(phases).values(row))
+            return
+    changed = differences(known[phase], now, "objective")
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed[:40])
+        raise ConfigError(
+            f"Phase {phase!r} of study {study!r} was started with other settings (stored -> now):"
+            f"\n{lines}\nChange them back, or give the phase another name."
+        )
+
+
+def _update(
+    storage: RDBStorage, name: str, config: Any, versions: Mapping[str, Any] | None
+) -> None:
+    """Store the present configuration and versions."""
+    values = {}
+    changed = []
+    if config is not None:
+        values["config"] = canonical_json(config)
+    with locked(storage, name) as held:
+        if versions is not None:
+            query = sa.select(studies.c.versions).where(studies.c.name == name)
+            text = held.connection.scalar(query)
+            changed = [] if text is None else differences(json.loads(text), _plain(versions))
+            values["versions"] = canonical_json(versions)
+        running = sa.select(claims.c.worker, claims.c.lease_until).where(
+            claims.c.study == name, claims.c.state == "running"
+        )
+        if all(is_stale(*row, held.now) for row in held.connection.execute(running)):
+            changed = []
+            if values:
+                change = sa.update(studies).where(studies.c.name == name)
+                held.connection.execute(change.values(values))
+    _refuse(name, changed)
+
+
+def _refuse(study: str, changed: list[str]) -> None:
+    """Raise when versions differ."""
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed)
+        raise ConfigError(
+            f"Study {study!r} is run with other versions (stored -> here):\n{lines}\nInstall the "
+            "stored ones here. Or stop its workers (circuitsearch stop) and resume the search with "
+            "the new ones: its values may then differ a little from the earlier ones."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value through text and back, so that it compares equal to what is stored."""
+    return json.loads(canonical_json(value))

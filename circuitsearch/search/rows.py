@@ -1,0 +1,88 @@
+"""Rows of the ledger as records: one trial, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy.engine import RowMapping
+
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.search.mirror import Finished
+from circuitsearch.search.workers import is_dead
+
+__all__ = ["Outcome", "Row", "finished", "is_stale", "read_row"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What evaluating a plan gave: a measurement, or the reason why there is none."""
+
+    measurement: Measurement | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial as stored; the columns are described in `tables`.
+
+    `stale` says that it is marked as running but its worker is dead or silent.
+    """
+
+    number: int
+    plan: str
+    plan_hash: str
+    source: str
+    state: str
+    worker: str | None
+    since: float | None
+    lease_until: float | None
+    deaths: int
+    outcome: Outcome | None
+    stale: bool
+
+
+def read_row(row: RowMapping, now: float) -> Row:
+    """Read one trial.
+
+    Args:
+        row: columns of the claim, `measurement` and `reason` of its result.
+        now: the database's time at that moment.
+    """
+    outcome = None
+    if row["state"] in ("measured", "failed"):
+        text = row["measurement"]
+        measured = None if text is None else Measurement.from_json(json.loads(text))
+        outcome = Outcome(measured, row["reason"])
+    return Row(
+        number=row["number"],
+        plan=row["plan"],
+        plan_hash=row["plan_hash"],
+        source=row["source"],
+        state=row["state"],
+        worker=row["worker"],
+        since=row["since"],
+        lease_until=row["lease_until"],
+        deaths=row["deaths"],
+        outcome=outcome,
+        stale=row["state"] == "running" and is_stale(row["worker"], row["lease_until"], now),
+    )
+
+
+def is_stale(worker: str | None, lease_until: float | None, now: float) -> bool:
+    """Whether the worker of a running trial is dead or silent."""
+    return is_dead(worker or "") or (lease_until is not None and lease_until < now)
+
+
+def finished(row: Row, now: float) -> Finished:
+    """Return what the mirror shows of a trial."""
+    outcome = row.outcome or Outcome(None)
+    return Finished(
+        plan=row.plan,
+        plan_hash=row.plan_hash,
+        source=row.source,
+        quality=None if outcome.measurement is None else outcome.measurement.quality,
+        reason=outcome.reason,
+        began=now if row.since is None else row.since,
+        ended=now,
+    )

@@ -1,0 +1,54 @@
+"""Samplers: which plan to evaluate next. They propose feasible plans that were never tried, only.
+
+One file per idea; a new one is a subclass of `FeasibleSampler` and a row in `REGISTRY`, and passes
+`tests/conformance/test_samplers.py`. Which is the default, and what each is worth on students that
+were really trained, is measured by `tests/benchmarks/samplers` (`results/search/samplers.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from circuitsearch.search.space import Space
+
+from .base import OBJECTIVES, FeasibleSampler, Objective, SpaceExhaustedError
+from .baselines import PriorSampler, RandomSampler, random_plan
+from .evolution import EvolutionSampler, swapped
+from .history import FAILURE, History, trial_bits
+from .prior import Prior
+from .ranked import RankedSampler
+from .thompson import CircuitSampler, posterior
+from .wrapped import NSGA2Sampler, TPERepairedSampler
+
+__all__ = [
+    "FAILURE",
+    "OBJECTIVES",
+    "REGISTRY",
+    "CircuitSampler",
+    "EvolutionSampler",
+    "FeasibleSampler",
+    "History",
+    "NSGA2Sampler",
+    "Objective",
+    "Prior",
+    "PriorSampler",
+    "RandomSampler",
+    "RankedSampler",
+    "SpaceExhaustedError",
+    "TPERepairedSampler",
+    "posterior",
+    "random_plan",
+    "swapped",
+    "trial_bits",
+]
+
+REGISTRY: dict[str, Callable[[Space, Prior | None, int, Objective], FeasibleSampler]] = {
+    "elastic": RankedSampler,
+    "circuit": CircuitSampler,
+    "tpe": TPERepairedSampler,
+    "nsga2": NSGA2Sampler,
+    "evolution": EvolutionSampler,
+    "random": RandomSampler,
+    "prior": PriorSampler,
+}
+"""Samplers by the name that a config gives them."""

@@ -1,0 +1,138 @@
+"""Thompson sampling over plans that a cheap judge has ranked (the elastic teacher).
+
+The judge's normal score z(x) of a plan (`prior.ranked_bits`) carries most of what is known before
+any training; what it gets wrong is a worth per unit, learnt from the trainings:
+
+    y = a + b z(x) + x' theta + noise,   b ~ N(b0, b0^2),  theta ~ N(0, tau^2 I)
+
+with b0 and tau chosen by marginal likelihood on a small grid once there are five results, and an
+uninformative a. A proposal draws (a, b, theta) from the posterior, narrowed as in `thompson`, and
+takes the best untried plan of the ranking. Plans outside the ranking follow when it is used up, by
+the integer program over theta and the ranking's own fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from circuitsearch.core.errors import ConfigError
+from circuitsearch.search.space import Bits, Space
+
+from .base import FeasibleSampler, Objective
+from .history import Array, History
+from .prior import Prior, ranked_bits
+
+__all__ = ["RankedSampler"]
+
+_SLOPES = (0.02, 0.05, 0.1, 0.2)  # quality per standard deviation of the judge's normal score
+_SPREADS = (0.01, 0.03, 0.1)  # standard deviation of what a unit adds to that, in quality
+_NOISE = 0.02  # of a measured quality: another seed of the training, other pages
+_ENOUGH = 5  # results from which slope and spread are chosen by what explains them best
+
+
+class RankedSampler(FeasibleSampler):
+    """The ranking first, corrected by what the trainings say (module docstring)."""
+
+    def __init__(
+        self,
+        space: Space,
+        prior: Prior | None = None,
+        seed: int = 0,
+        objective: Objective = "single",
+    ) -> None:
+        """Prepare the sampler; see `FeasibleSampler`.
+
+        Raises:
+            ConfigError: there is no ranking.
+            InfeasibleError: no legal student fits the budget.
+        """
+        super().__init__(space, prior, seed, objective)
+        if not self.prior.ranking:
+            raise ConfigError(
+                "search.sampler: 'elastic' needs the ranking of plans under the elastic teacher; "
+                "set elastic.steps above 0, or choose another sampler"
+            )
+        self._bits, self._scores = ranked_bits(space, self.prior)
+        self._plans: list[Bits] = [tuple(row) for row in self._bits.astype(int).tolist()]
+        self._place = {bits: at for at, bits in enumerate(self._plans)}
+        mean = self._bits.mean(axis=0)
+        self._features = np.column_stack(
+            [np.ones(len(self._plans)), self._scores, self._bits - mean]
+        )
+
+    def candidates(
+        self, history: History, rng: np.random.Generator, space: Space
+    ) -> Iterator[Bits | None]:
+        """Yield the ranking's best untried plan under each draw, ever wider."""
+        free = np.array([bits not in history.taken for bits in self._plans])
+        if space is not self.space:
+            free &= np.array([min(space.remaining(b), default=0) >= 0 for b in self._plans])
+        if not free.any():
+            return
+        mean, covariance = self._posterior(history)
+        root = np.linalg.cholesky(covariance)
+        for step in itertools.count():
+            width = 0.0 if step == 0 and not len(history.values) else 0.35 + 0.2 * step
+            drawn = self._features @ (mean + width * (root @ rng.standard_normal(len(mean))))
+            yield self._plans[int(np.argmax(np.where(free, drawn, -np.inf)))]
+
+    def worths(self, history: History, rng: np.random.Generator) -> Array:
+        """Return what units add by the ranking's fit and by the trainings."""
+        mean, _ = self._posterior(history)
+        fit = self.prior.fitted(self.space)
+        worths: Array = mean[2:] + (0.0 if fit is None else mean[1] * fit)
+        return worths
+
+    def _posterior(self, history: History) -> tuple[Array, Array]:
+        """Return mean and covariance of (a, b, theta), the prior chosen by what explains most."""
+        rows, values = self._rows(history)
+        options = [(slope, spread) for slope in _SLOPES for spread in _SPREADS]
+        if len(values) < _ENOUGH:
+            options = [(0.1, 0.03)]
+        fits = [_regression(rows, values, slope, spread) for slope, spread in options]
+        _, mean, covariance = max(fits, key=lambda fit: fit[0])
+        return mean, covariance
+
+    def _rows(self, history: History) -> tuple[Array, Array]:
+        """Return features and values of the measured plans that the ranking holds."""
+        known = [
+            (self._place[bits], value)
+            for bits, value in (
+                (tuple(int(bit) for bit in plan), value)
+                for plan, value in zip(history.plans, history.values, strict=True)
+            )
+            if bits in self._place
+        ]
+        rows = self._features[[place for place, _ in known]]
+        return rows, np.array([value for _, value in known], dtype=np.float64)
+
+
+def _regression(
+    rows: Array, values: Array, slope: float, spread: float
+) -> tuple[float, Array, Array]:
+    """Return log marginal likelihood, posterior mean and covariance of (a, b, theta).
+
+    Args:
+        rows: features of measured plans, shape [m, 2 + units].
+        values: their qualities, shape [m].
+        slope: mean and standard deviation of b.
+        spread: standard deviation of each theta.
+    """
+    prior_mean = np.zeros(rows.shape[1])
+    prior_mean[0], prior_mean[1] = 0.5, slope
+    variance = np.full(rows.shape[1], spread**2)
+    variance[0], variance[1] = 1.0, slope**2
+    residual = values - rows @ prior_mean
+    covariance = rows * variance @ rows.T + _NOISE**2 * np.eye(len(values))
+    _, size = np.linalg.slogdet(covariance)
+    weighted = np.linalg.solve(covariance, residual) if len(values) else residual
+    likelihood = -0.5 * float(residual @ weighted + size)
+    gain = (variance[:, None] * rows.T) if len(values) else np.zeros((rows.shape[1], 0))
+    mean = prior_mean + gain @ weighted
+    shrunk = gain @ np.linalg.solve(covariance, gain.T) if len(values) else 0.0
+    # A floor keeps the factorisation possible where a direction is fully determined.
+    posterior = np.diag(variance) - shrunk + 1e-10 * np.eye(rows.shape[1])
+    return likelihood, mean, posterior

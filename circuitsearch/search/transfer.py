@@ -1,0 +1,276 @@
+"""Whole studies: list, back up, copy to another database, fork with other settings.
+
+A copy or a fork is written in one transaction, so it is there completely or not at all; Optuna's
+study is made anew behind it (`Mirror`), never copied. Results are copied as they are, in the order
+of their trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from circuitsearch.core.errors import ConfigError, PlanError, StorageError
+from circuitsearch.core.files import content_hash
+from circuitsearch.core.plan import Plan
+from circuitsearch.search.samplers import Objective, Prior
+from circuitsearch.search.space import Space
+from circuitsearch.search.storage import masked, storage_errors
+from circuitsearch.search.study import Study
+from circuitsearch.search.tables import claims, phases, results, studies
+from circuitsearch.search.transactions import (
+    find_study,
+    locked,
+    no_study,
+    optuna_attributes,
+    read_phases,
+    read_study,
+    reading,
+)
+from circuitsearch.search.view import StudyStatus, StudyView
+
+__all__ = ["StudySummary", "backup", "copy", "fork", "list_studies", "make_mirrors"]
+
+_TABLES = (studies, phases, claims, results)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of a list of studies.
+
+    Attributes:
+        name: the study's name.
+        sampler: name of its sampler.
+        created: when it was created, ISO 8601 in UTC.
+        status: number of trials per state.
+        best: highest quality so far; None without a measured plan.
+        best_plan: the plan that reached it.
+        phases: names of its further phases.
+        stopping: whether it is asked to stop.
+    """
+
+    name: str
+    sampler: str
+    created: str
+    status: StudyStatus
+    best: float | None
+    best_plan: str | None
+    phases: tuple[str, ...]
+    stopping: bool
+
+
+def list_studies(storage: RDBStorage) -> list[StudySummary]:
+    """Return all studies of a database, by name.
+
+    Raises:
+        StorageError: the database fails.
+    """
+    with reading(storage) as connection:
+        names = list(connection.scalars(sa.select(studies.c.name).order_by(studies.c.name)))
+    found = []
+    for name in names:
+        view = StudyView(storage, name)
+        best = view.best()
+        found.append(
+            StudySummary(
+                name=name,
+                sampler=view.identity["sampler"],
+                created=view.created.isoformat(timespec="seconds"),
+                status=view.status(),
+                best=None if best is None else best.quality,
+                best_plan=None if best is None else best.plan,
+                phases=tuple(view.phases()),
+                stopping=view.stopping(),
+            )
+        )
+    return found
+
+
+def backup(storage: RDBStorage, path: str | os.PathLike[str]) -> Path:
+    """Write a copy of an SQLite database as of one moment, while workers may go on.
+
+    Args:
+        storage: from `open_storage`.
+        path: the file to write; it must not exist.
+
+    Raises:
+        StorageError: the database is not SQLite (the message says what to use), the file exists
+            or cannot be written.
+    """
+    url = storage.engine.url
+    target = Path(path)
+    if url.get_backend_name() != "sqlite":
+        raise StorageError(
+            f"Storage {masked(url)} is not SQLite; back it up with PostgreSQL's own tool: "
+            f"pg_dump --format=custom --file={target} DATABASE, or copy one study with: "
+            "circuitsearch study copy"
+        )
+    if target.exists():
+        raise StorageError(f"Backup {str(target)!r} exists; give the path of a new file")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with storage_errors(storage.url), storage.engine.connect() as connection:
+            source = connection.connection.driver_connection
+            if not isinstance(source, sqlite3.Connection):
+                raise StorageError(f"Storage {masked(url)}: its driver cannot make backups")
+            with contextlib.closing(sqlite3.connect(temporary)) as written:
+                source.backup(written)
+                written.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
+        temporary.replace(target)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"Backup {str(target)!r} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def copy(source: RDBStorage, target: RDBStorage, name: str, new: str | None = None) -> StudyView:
+    """Copy a study with all its phases to another database, or under another name.
+
+    Trials that are running at that moment are queued in the copy.
+
+    Args:
+        source: the database that has the study.
+        target: the database to write to; may be the same.
+        name: the study's name.
+        new: its name in the target; None for the same.
+
+    Raises:
+        ConfigError: there is no such study, or one of that name in the target already.
+        StorageError: a database fails.
+    """
+    read_study(source, name)
+    new = new or name
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with reading(source) as connection:
+        for table in _TABLES:
+            column = table.c.name if table is studies else table.c.study
+            found = connection.execute(sa.select(table).where(column == name)).mappings()
+            rows[table.name] = [{**row, column.name: new} for row in found]
+    for row in rows[claims.name]:
+        if row["state"] == "running":
+            row.update(state="queued", worker=None, lease_until=None)
+    _refuse_taken(target, new)
+    with storage_errors(target.url), target.engine.begin() as connection:
+        for table in _TABLES:
+            if rows[table.name]:
+                connection.execute(sa.insert(table), rows[table.name])
+    make_mirrors(target, new)
+    return StudyView(target, new)
+
+
+def make_mirrors(storage: RDBStorage, name: str) -> int:
+    """Show all finished trials of a study and its phases in Optuna's studies; return how many.
+
+    Raises:
+        ConfigError: there is no such study, or Optuna has another one of that name.
+        StorageError: the database fails.
+    """
+    space = Space.from_json(read_study(storage, name).identity["space"])
+    return sum(
+        Study(storage, name, space, None, phase).repair_mirror()
+        for phase in (None, *read_phases(storage, name))
+    )
+
+
+def fork(
+    storage: RDBStorage,
+    name: str,
+    new: str,
+    space: Space,
+    objective: Mapping[str, Any],
+    seed: int,
+    sampler: str = "circuit",
+    prior: Prior | Mapping[str, float] | None = None,
+    config: Any = None,
+    versions: Mapping[str, Any] | None = None,
+    goal: Objective = "single",
+    *,
+    best: int = 8,
+) -> Study:
+    """Begin a study with other settings that takes along what an earlier one has found.
+
+    With the same objective, the measured plans that are feasible in the new space are results of
+    the new study, too, and count among its trainings. With another objective they cannot be: then
+    the best of the feasible ones are queued as its warm start, with the source `fork`.
+
+    Args:
+        storage: the database of both.
+        name: the earlier study.
+        new: name of the new one.
+        space: as for `Study.open`, like all that follow.
+        objective: see there.
+        seed: see there.
+        sampler: see there.
+        prior: see there.
+        config: see there.
+        versions: see there.
+        goal: see there.
+        best: number of plans to queue when the objective differs.
+
+    Raises:
+        ConfigError: there is no study of the one name, or one of the other; or see `Study.open`.
+        InfeasibleError: no legal student fits the new budget.
+        StorageError: the database fails.
+    """
+    earlier = StudyView(storage, name)
+    _refuse_taken(storage, new)
+    study = Study.open(storage, new, space, objective, seed, sampler, prior, config, versions, goal)
+    usable = [
+        one for one in earlier.trials() if one.measurement is not None and _fits(space, one.plan)
+    ]
+    if content_hash(study.objective) == content_hash(earlier.objective):
+        _adopt(storage, name, study, [one.plan_hash for one in usable])
+        return study
+    ranked = sorted(usable, key=lambda one: -(one.measurement.quality or 0.0))  # type: ignore[union-attr]
+    study.queue([(Plan.parse(one.plan), "fork") for one in ranked[:best]])
+    return study
+
+
+def _adopt(storage: RDBStorage, name: str, study: Study, plan_hashes: Sequence[str]) -> None:
+    """Copy finished trials into a new study of the same objective."""
+    wanted = {one: number for number, one in enumerate(plan_hashes)}
+    objective = content_hash(study.objective)
+    with locked(storage, study.name) as held:
+        for table in (claims, results):
+            query = sa.select(table).where(table.c.study == name)
+            found = held.connection.execute(query.where(table.c.objective_hash == objective))
+            rows = [
+                {**row, "study": study.name}
+                for row in found.mappings()
+                if row["plan_hash"] in wanted
+            ]
+            for row in rows:
+                if table is claims:
+                    row["number"] = wanted[row["plan_hash"]]
+            if rows:
+                held.connection.execute(sa.insert(table), rows)
+    study.repair_mirror()
+
+
+def _fits(space: Space, plan: str) -> bool:
+    """Whether a plan of another space is feasible in this one, in the same form."""
+    try:
+        parsed = Plan.parse(plan)
+        return space.feasible(parsed) and str(space.plan(space.bits(parsed))) == plan
+    except PlanError:
+        return False
+
+
+def _refuse_taken(storage: RDBStorage, name: str) -> None:
+    """Refuse the name of a study that exists, be it Optuna's alone."""
+    if find_study(storage, name) is not None:
+        raise ConfigError(
+            f"Study {name!r} is in {masked(storage.url)} already; choose another name"
+        )
+    if optuna_attributes(storage, name) is not None:
+        raise no_study(storage, name)

@@ -1,0 +1,181 @@
+"""What is known before the first training: the sampler's prior and the plans to start with.
+
+Every source proposes plans by the same integer program over its own numbers (`search.worths`):
+
+    scores    effects of the teacher's components
+    edges     the circuit graph's edges, worth something when both ends stay
+    pairs     effects and pair effects on the elastic teacher: what is needed after recovery
+    elastic   the ranking under the elastic teacher
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.files import write_json
+from circuitsearch.core.plan import Plan
+from circuitsearch.core.scores import Scores
+from circuitsearch.discovery.patching.components import effects, pair_effects
+from circuitsearch.discovery.sample import make_sample
+from circuitsearch.search.knapsack import pool, sweep_budget
+from circuitsearch.search.program import Interaction
+from circuitsearch.search.samplers import Prior
+from circuitsearch.search.space import Space
+from circuitsearch.search.worths import edge_worths, pair_worths, unit_worths
+from circuitsearch.students.features import Features
+from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.walk import Walk
+from circuitsearch.teacher.decoders import ResidualDecoder
+from circuitsearch.teacher.documents.records import Page, fingerprint
+from circuitsearch.teacher.loading import Teacher
+from circuitsearch.workspace import Workspace
+
+from .inputs import component_effects
+from .ranking import plan_losses, weights_hash
+
+__all__ = ["WarmPlans", "pair_numbers", "replaced_worths", "warm_start", "worths"]
+
+WarmPlans = list[tuple[Plan, str]]
+"""Plans to distil first, with the source that proposed each."""
+Worths = tuple[Sequence[float], Sequence[Interaction]]
+"""Worths of units, and of units that stay together."""
+
+
+def worths(
+    work: Workspace,
+    teacher: Teacher,
+    space: Space,
+    scores: Scores,
+    features: Mapping[str, Features],
+    replacements: Replacements | None,
+) -> dict[str, float]:
+    """Return what every unit is worth by the teacher's effects; also write what they predict."""
+    replaced = replaced_worths(work, teacher, space, features["select"], replacements)
+    found = unit_worths(space, component_effects(scores), replaced)
+    curve = sweep_budget([found[name] for name in space.names], space)
+    rows = [{"percent": p.percent, "plan": str(p.plan), "worth": p.worth} for p in curve]
+    write_json(work.folder / "predicted.json", {"of": "sum of effects (nats)", "curve": rows})
+    return found
+
+
+def warm_start(
+    work: Workspace,
+    space: Space,
+    prior: Prior,
+    circuit: Mapping[str, Any],
+    pairs: Callable[[], Worths],
+) -> WarmPlans:
+    """Return the plans to distil first, each labelled with its source.
+
+    Args:
+        work: The search.
+        space: The feasible plans.
+        prior: Worths of units and the elastic ranking.
+        circuit: The circuit graph as node-link JSON.
+        pairs: Worths of units and pairs on the elastic teacher; called when asked for.
+    """
+    settings = work.config.search
+    known_worths = prior.array(space)
+    scored: Worths = ([] if known_worths is None else known_worths.tolist(), ())
+    sources: list[tuple[str, int, Callable[[], Worths]]] = [
+        ("scores", settings.warm_scores, lambda: scored),
+        ("edges", settings.warm_edges, lambda: edge_worths(space, _edges(circuit))),
+        ("pairs", settings.warm_pairs, pairs),
+    ]
+    found: WarmPlans = []
+    for name, count, worth in sources:
+        if count == 0:
+            continue
+        if name != "scores" and any(part.free for part in space.parts):
+            work.say.note(f"warm start: {name} speak of whole sub-layers, the units are free heads")
+            continue
+        values, together = worth()
+        known = {plan.hash for plan, _ in found}
+        # As many more as are known already, so that a source loses no place to another.
+        plans = pool(values, space, count + len(known), interactions=together)
+        found += [(plan, name) for plan in plans if plan.hash not in known][:count]
+    known = {plan.hash for plan, _ in found}
+    ranked = sorted(prior.ranking, key=lambda row: (row[1], str(row[0])))
+    fresh = [plan for plan, _ in ranked if plan.hash not in known]
+    return found + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
+
+
+def replaced_worths(
+    work: Workspace,
+    teacher: Teacher,
+    space: Space,
+    features: Features,
+    replacements: Replacements | None,
+) -> dict[str, float]:
+    """Return what each replacement is worth: by how much less the loss rises than by skipping.
+
+    Measured on the teacher with everything else in place, nats per example.
+    """
+    units = [unit for unit in space.units if unit.alone]
+    if not units:
+        return {}
+    full = Plan.full(teacher.shape.decoder.layers)
+    skipped = {unit.sublayer: full.without(unit.sublayer) for unit in units}
+    replaced = {
+        unit.name: Plan((*skipped[unit.sublayer].kept, (unit.sublayer, unit.keep)))
+        for unit in units
+    }
+    plans = [*skipped.values(), *replaced.values()]
+
+    def compute() -> dict[str, float]:
+        walk = Walk(teacher.decoder, features, replacements=replacements)
+        with work.say.stage("measuring replacements") as tell:
+            losses = plan_losses(walk, plans, work.config.work / "replaced", tell)
+        found = dict(zip(plans, losses, strict=True))
+        return {u.name: found[skipped[u.sublayer]] - found[replaced[u.name]] for u in units}
+
+    fitted = None if replacements is None else replacements.fingerprint
+    key = ["replaced", teacher.fingerprint, features.key, [str(plan) for plan in plans], fitted]
+    worths: dict[str, float] = work.kept("replaced", key, compute)
+    return worths
+
+
+def pair_numbers(
+    work: Workspace,
+    teacher: Teacher,
+    space: Space,
+    elastic: ResidualDecoder | None,
+    pages: Sequence[Page],
+) -> Worths:
+    """Return worths of units and pairs by effects on the elastic teacher (zero ablation, loss).
+
+    Raises:
+        ConfigError: There is no elastic teacher.
+    """
+    if elastic is None:
+        raise ConfigError("search.warm_pairs asks for the elastic teacher; set elastic.steps")
+    shown = pages[: work.config.circuit.pages]
+
+    def compute() -> dict[str, Any]:
+        with work.say.stage("measuring pairs on the elastic teacher"):
+            sample = make_sample(teacher, shown)
+            names = [sublayer.name for sublayer in elastic.sublayers]
+            alone = effects(elastic, sample, names)
+            both = pair_effects(elastic, sample)
+        return {
+            "alone": {name: float(values.mean()) for name, values in alone.items()},
+            "pairs": [[*pair, float(values.mean())] for pair, values in both.items()],
+        }
+
+    key = ["pairs", weights_hash(elastic), fingerprint(shown)]
+    data = work.kept("pairs", key, compute)
+    both = {(one, other): value for one, other, value in data["pairs"]}
+    return pair_worths(space, data["alone"], both)
+
+
+def _edges(circuit: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Return the circuit's edges by component names, effect where measured, else score."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for edge in circuit["edges"]:
+        value = edge.get("effect", edge.get("score"))
+        if value is not None:
+            found[edge["source"], edge["target"]] += float(value)
+    return dict(found)
