@@ -184,8 +184,54 @@ def test_an_output_folder_of_another_search_is_refused(finished, tmp_path, tiny_
     assert "holds the search 'small'" in done.stderr
 
 
-def test_changed_settings_are_refused_with_a_diff(finished, tmp_path):
-    path, _, _ = finished
+def test_changed_settings_are_refused_with_a_diff_and_can_be_forked(finished, tmp_path):
+    path, output, _ = finished
     done = circuitsearch("search", path, "-o", "distill.steps=7", code=2)
     assert "distill.steps" in done.stderr
     assert os.linesep in done.stderr
+    assert "circuitsearch study fork" in done.stderr
+    database = tmp_path / "copy.db"
+    circuitsearch("study", "backup", output, database)
+    other = tmp_path / "other.yaml"
+    text = path.read_text().replace("name: small", "name: other").replace(str(output), "OUT")
+    other.write_text(text.replace("OUT", str(tmp_path / "other")))
+    options = ["-o", f"search.storage={database}"]
+    forked = circuitsearch("study", "fork", other, "small", *options)
+    assert "taken over: 3 results, 0 plans queued" in forked.stderr
+    names = {
+        one["name"] for one in json.loads(circuitsearch("study", "list", database, "--json").stdout)
+    }
+    assert names == {"small", "other"}
+    ambiguous = circuitsearch("status", database, code=2)
+    assert "choose one with --study NAME" in ambiguous.stderr
+
+
+def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
+    _, output, _ = finished
+    status = json.loads(circuitsearch("status", output, "--json").stdout)
+    assert (status["measured"], status["trainings"], status["running"]) == (3, 3, 0)
+    best = json.loads(circuitsearch("top", output, "1", "--json").stdout)[0]
+    assert best["plan"] == status["best"]["plan"]
+    shown = json.loads(circuitsearch("show", output, best["trial"], "--json").stdout)
+    assert shown["measurement"]["plan"] == best["plan"]
+    assert (
+        "trial: got 9, the study has trials 1 to"
+        in circuitsearch("show", output, "9", code=2).stderr
+    )
+    database = tmp_path / "copy.db"
+    circuitsearch("study", "backup", output, database)
+    joining = ["worker", "--storage", database, "--output", tmp_path / "worker"]
+    circuitsearch(*joining)  # the budget is spent: nothing to do
+    assert json.loads(circuitsearch("status", database, "--json").stdout)["measured"] == 3
+    circuitsearch(*joining, "-o", "search.trainings=4")
+    after = json.loads(circuitsearch("status", database, "--json").stdout)
+    assert after["measured"] == 4
+    circuitsearch("stop", database)
+    assert json.loads(circuitsearch("status", database, "--json").stdout)["stopping"]
+    stopped = circuitsearch(*joining, "-o", "search.trainings=5")
+    assert "stopped" in stopped.stderr
+    other = ["-o", "seed=1"]
+    refused = circuitsearch(*joining, *other, code=2)
+    assert "this worker would measure something else" in refused.stderr
+    missing = circuitsearch("status", tmp_path / "none.db", code=4)
+    assert "there is no such file" in missing.stderr

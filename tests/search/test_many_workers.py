@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -19,10 +18,10 @@ from tests.search_processes import begun, new_study, space, work, workers
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest) -> str:
     """Each back-end in turn."""
     name = "database" if request.param == "sqlite" else "postgres"
-    yield str(request.getfixturevalue(name))
+    return str(request.getfixturevalue(name))
 
 
 @pytest.fixture

@@ -75,14 +75,15 @@ def test_postgres_options(postgres: str) -> None:
 def test_postgres_waits_for_no_lock_for_ever(postgres: str) -> None:
     storage, other = open_storage(postgres), open_storage(postgres, timeout=1)
     query = sa.text("LOCK TABLE circuitsearch_studies")
-    with (
-        storage.engine.begin() as holder,
-        pytest.raises(StorageError, match="is locked by another process"),
-        storage_errors(other.url),
-        other.engine.begin() as waiting,
-    ):
+
+    def wait() -> None:
+        with storage_errors(other.url), other.engine.begin() as waiting:
+            waiting.execute(query)
+
+    with storage.engine.begin() as holder:
         holder.execute(query)
-        waiting.execute(query)
+        with pytest.raises(StorageError, match="is locked by another process"):
+            wait()
     # Nor does the lock of one that vanished with its machine last.
     with other.engine.begin() as connection:
         limit = connection.scalar(sa.text("SHOW idle_in_transaction_session_timeout"))

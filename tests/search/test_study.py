@@ -372,9 +372,7 @@ def test_a_lock_during_the_run_is_a_storage_error(database: Path, landscape: Lan
     close_storage(holder)
 
 
-def test_a_database_that_comes_back_costs_no_training(
-    database: Path, landscape: Landscape
-) -> None:
+def test_a_database_that_comes_back_costs_no_training(database: Path, landscape: Landscape) -> None:
     storage, holder = open_storage(database, timeout=0.05), open_storage(database)
     study = opened(storage, "patient")
     lock = holder.engine.begin()

@@ -151,7 +151,7 @@ def test_an_elastic_teacher_of_widths_is_ranked_by_the_teachers_neurons(
     work: Workspace, tiny_teacher: Teacher, tiny_features: Features
 ) -> None:
     """What training moves are weights; which neurons a width means stays the teacher's choice."""
-    plans = space(tiny_teacher, "14%", Choices(attention="counts", widths=(8, 24)))
+    plans = space(tiny_teacher, "8%", Choices(attention="counts", widths=(8, 24)))
     elastic = work.config.elastic.model_copy(update={"steps": 6, "learning_rate": 3e-2})
     distill = work.config.distill.model_copy(update={"batch": 8})
     config = work.config.model_copy(update={"elastic": elastic, "distill": distill})

@@ -8,7 +8,7 @@ paths         sum of path scores against the measured effect of replacing all so
 heads         Spearman of head statistics with exact effects, under every reading too
 propositions  what M3 cleans and what case M0 holds (Donut-MINT, propositions 2 and 3)
 
-Every seed has pages of its own. Writes `findings.json` and `findings.md`; some 5 minutes on one
+Every seed has pages of its own. Writes `findings.json` and `findings.md`; some 6 minutes on one
 thread.
 """
 

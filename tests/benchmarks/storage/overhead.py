@@ -12,6 +12,7 @@ medians in milliseconds over the last tenth of the trials. Results go to results
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
@@ -98,7 +99,7 @@ def measure(url: str, sampler: str, trials: int) -> dict[str, Any]:
     study.run(evaluate, trials, on_trial=lambda _: ends.append(time.perf_counter()))
     for one in undo:
         one()
-    wall = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    wall = [after - before for before, after in itertools.pairwise(ends)]
     per_trial = [whole - spent for whole, spent in zip(wall, inside, strict=True)]
     tail = max(1, trials // 10)
     found = {
@@ -153,7 +154,9 @@ def main() -> None:
         for url in [str(Path(folder) / "study.db"), *arguments.storage]:
             for sampler in arguments.samplers:
                 row = measure(url, sampler, arguments.trials)
-                found.append({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
+                found.append(
+                    {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}
+                )
                 sys.stdout.write(f"{found[-1]}\n")
                 sys.stdout.flush()
     write_json(arguments.output, found)
