@@ -10,18 +10,15 @@ that was stopped goes on where it was. What each stage does is in `stages`.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from circuitsearch import stages
-from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
-from circuitsearch.search.view import StudyStatus
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.stages import Ranking
 from circuitsearch.students.features import Features
@@ -101,10 +98,7 @@ class Pipeline:
             self.teacher,
             self.space,
             self.features["train"],
-            rule=self.work.config.elastic.rule,
-            worths=[self.worths[name] for name in self.space.names]
-            if self.work.config.elastic.rule == "weighted"
-            else None,
+            worths=lambda: self.worths,
             replacements=self.replacements,
         )
 
@@ -142,15 +136,10 @@ class Pipeline:
     @cached_property
     def warm(self) -> stages.WarmPlans:
         """The plans to distil first, by source."""
-        pairs = partial(
-            stages.pair_numbers,
-            self.work,
-            self.teacher,
-            self.space,
-            self.elastic,
-            self.pages["score"],
+        pages = self.pages["score"]
+        return stages.warm_start(
+            self.work, self.teacher, self.space, self.prior, self.circuit, self.elastic, pages
         )
-        return stages.warm_start(self.work, self.space, self.prior, self.circuit, pairs)
 
     @cached_property
     def study(self) -> Study:
@@ -169,26 +158,6 @@ class Pipeline:
             self.work, self.trainer, self.untrained, self.study, self.chosen, self.scores
         )
 
-    def join(self, study: Study) -> str:
-        """Work on a study that another process has opened, until its budget is spent.
-
-        Returns:
-            Why it ended.
-        """
-        return stages.join(self.work, study, self.trainer)
-
-    def fork(self, earlier: str) -> StudyStatus:
-        """Begin the study with what an earlier one of the same database has found.
-
-        Returns:
-            Its trials by state.
-        """
-        return stages.fork(self.work, self.space, self.prior, self.trainer, earlier)
-
-    def validate(self) -> dict[str, Any]:
-        """Check everything that can be checked without running, and say what would run."""
-        return stages.preview(self.work, self.teacher, self.pages, self.space)
-
     def run(self) -> dict[str, Any]:
         """Run all stages and write the report.
 
@@ -200,11 +169,3 @@ class Pipeline:
         result = stages.report(self.work, self.trainer, self.rows, self.study, self.scores, circuit)
         stages.hand_over(self.work, self.trainer, self.chosen, self.pages["final"])
         return result
-
-    def evaluate(self, student: str, split: str) -> Measurement:
-        """Measure a student's checkpoint, or `teacher`, on a split (`select` or `final`)."""
-        return stages.evaluate(self.trainer, student, split)
-
-    def files(self) -> dict[str, Path]:
-        """Return what a search leaves in its folder, by name."""
-        return stages.outputs(self.work)

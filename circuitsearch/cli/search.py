@@ -81,17 +81,17 @@ def join_study(
     import optuna
     import yaml
 
+    from circuitsearch import stages
     from circuitsearch.configfile import load_config
     from circuitsearch.core.errors import ConfigError
     from circuitsearch.core.files import write_text
     from circuitsearch.pipeline import Pipeline
     from circuitsearch.progress import reporter
     from circuitsearch.search.study import Study
-    from circuitsearch.stages import versions
     from circuitsearch.workspace import CONFIG_FILE, Workspace
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = Study.attach(storage, name, versions())
+    study = Study.attach(storage, name, stages.versions())
     if study.config is None:
         raise ConfigError(
             f"Study {name!r} holds no configuration for workers; open it with circuitsearch run"
@@ -104,7 +104,7 @@ def join_study(
     write_text(folder / CONFIG_FILE, yaml.safe_dump(given, sort_keys=False))
     work = Workspace(load_config(folder / CONFIG_FILE, overrides or []), reporter(quiet=quiet))
     _claims.append(work.claim())
-    return Pipeline(work).join(study)
+    return stages.join(work, study, Pipeline(work).trainer)
 
 
 @command
@@ -139,12 +139,13 @@ def _finish(pipeline: Pipeline, json: bool) -> None:
     if json:
         emit(result)
         return
+    from circuitsearch import stages
     from circuitsearch.show.report import print_rows
 
     console = people()
     print_rows(pipeline.rows, console)
     folder = pipeline.work.folder
-    for name, path in pipeline.files().items():
+    for name, path in stages.outputs(pipeline.work).items():
         console.print(f"{name:14} {path}", markup=False)
     page, question = folder / "page.png", pipeline.pages["final"][0].questions[0].text
     shown = page if page.exists() else "IMAGE"
@@ -160,7 +161,10 @@ def validate_command(
 ) -> None:
     """Check a search without running it: settings, teacher, data, budget, number of plans."""
     pipeline = open_pipeline(search, override, quiet, claim=False)
-    _tell(pipeline.validate(), json)
+    from circuitsearch import stages
+
+    facts = stages.preview(pipeline.work, pipeline.teacher, pipeline.pages, pipeline.space)
+    _tell(facts, json)
 
 
 @command

@@ -62,7 +62,9 @@ def evaluate_command(
     if split not in splits:
         raise ConfigError(choice_problem("--split", split, splits))
     pipeline = open_pipeline(search, override, quiet)
-    made = pipeline.evaluate(student, split)
+    from circuitsearch import stages
+
+    made = stages.evaluate(pipeline.trainer, student, split)
     _say(made.to_json(), json)
 
 

@@ -351,7 +351,10 @@ def fork_command(
     """
     from .search import open_pipeline
 
-    status = open_pipeline(search, override, quiet).fork(earlier)
+    pipeline = open_pipeline(search, override, quiet)
+    from circuitsearch import stages
+
+    status = stages.fork(pipeline.work, pipeline.space, pipeline.prior, pipeline.trainer, earlier)
     people().print(
         f"taken over: {status.measured} results, {status.queued} plans queued; "
         f"go on with: circuitsearch run {search}",

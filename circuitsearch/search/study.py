@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from optuna.storages import RDBStorage
 
@@ -60,13 +60,12 @@ from circuitsearch.search.samplers import (
 from circuitsearch.search.space import Space
 from circuitsearch.search.transactions import set_stop
 from circuitsearch.search.view import StudyView, TrialRecord, study_identity, trial_record
-from circuitsearch.search.workers import heartbeat, worker_name
+from circuitsearch.search.workers import heartbeat, patiently, worker_name
 
 __all__ = ["Ending", "Evaluate", "Study"]
 
 Evaluate = Callable[[Plan, str], Measurement]
 """Evaluates a plan, given also who proposed it; raises TrainingError when its training fails."""
-_Answer = TypeVar("_Answer")
 
 
 class Ending(StrEnum):
@@ -296,12 +295,12 @@ class Study(StudyView):
     def _claim(self, me: str, terms: Terms) -> Row | Ending:
         """Return the next plan for this worker, or why there is none; wait as long as needed."""
         pause = 0.05
-        history = _patiently(self._recall.history, terms.lease)
+        history = patiently(self._recall.history, terms.lease)
         # A proposal is worth its time only if nothing is waiting to be evaluated before it.
         wanted = self._recall.waiting == 0 and self._recall.begun < terms.trainings
         proposal = self._proposal(history) if wanted else None
         while True:
-            got = _patiently(partial(self._ledger.claim, me, terms, proposal), terms.lease)
+            got = patiently(partial(self._ledger.claim, me, terms, proposal), terms.lease)
             if isinstance(got, Row):
                 self._rivals = max(self._rivals - 1, 0)
                 return got
@@ -313,7 +312,7 @@ class Study(StudyView):
                 self._rivals = min(self._rivals + 1, 16)  # one was faster with the same proposal
             proposal = None
             if got is Outlook.PROPOSE:
-                history = _patiently(self._recall.history, terms.lease)
+                history = patiently(self._recall.history, terms.lease)
                 proposal = self._proposal(history)
                 if proposal is None and self._recall.waiting + self._recall.running == 0:
                     return Ending.EXHAUSTED
@@ -347,7 +346,7 @@ class Study(StudyView):
         else:
             with heartbeat(partial(self._ledger.extend, row.plan_hash, me, lease), lease):
                 outcome = _measure(plan, row.source, evaluate)
-        done = _patiently(partial(self._ledger.record, row.plan_hash, me, outcome), lease)
+        done = patiently(partial(self._ledger.record, row.plan_hash, me, outcome), lease)
         return trial_record(done)
 
 
@@ -384,20 +383,3 @@ def _measure(plan: Plan, source: str, evaluate: Evaluate) -> Outcome:
             "evaluate must generate answers"
         )
     return Outcome(measured)
-
-
-def _patiently(step: Callable[[], _Answer], seconds: float) -> _Answer:
-    """Take a step that is safe to repeat; while the database fails, again until time is up.
-
-    A training of hours must not be lost to a database that is restarted.
-    """
-    end = time.monotonic() + seconds
-    pause = 0.05
-    while True:
-        try:
-            return step()
-        except StorageError:
-            if time.monotonic() + pause > end:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)

@@ -201,7 +201,8 @@ def fork(
 
     With the same objective, the measured plans that are feasible in the new space are results of
     the new study, too, and count among its trainings. With another objective they cannot be: then
-    the best of the feasible ones are queued as its warm start, with the source `fork`.
+    the best of the feasible ones are queued as its warm start, with the source `fork`. Further
+    phases stay behind.
 
     Args:
         storage: the database of both.

@@ -1,4 +1,4 @@
-"""Workers: who evaluates a plan, whether that process still lives, and the pulse it gives.
+"""Workers: who evaluates a plan, whether that process still lives, its pulse and its patience.
 
 A worker is named `host:pid:start`, where `start` is made of the machine's boot, the process
 namespace and the start of the process, so that no later process and no other machine or container
@@ -13,14 +13,18 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from circuitsearch.core.errors import StorageError
 
-__all__ = ["heartbeat", "is_dead", "worker_name"]
+__all__ = ["heartbeat", "is_dead", "patiently", "worker_name"]
+
+_Answer = TypeVar("_Answer")
 
 _runs = itertools.count()
 _alive: set[str] = set()  # runs of this process that go on
@@ -87,6 +91,23 @@ def heartbeat(beat: Callable[[], bool], lease: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def patiently(step: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Take a step that is safe to repeat; while the database fails, again until time is up.
+
+    A training of hours must not be lost to a database that is restarted.
+    """
+    end = time.monotonic() + seconds
+    pause = 0.05
+    while True:
+        try:
+            return step()
+        except StorageError:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
 
 
 @cache

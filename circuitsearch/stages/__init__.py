@@ -11,7 +11,7 @@ from .ranking import Ranking, rank, train_elastic
 from .reporting import hand_over, outputs, preview, report
 from .searching import compare, fork, join, promote, search, versions
 from .training import StudentTrainer, evaluate
-from .warm import WarmPlans, pair_numbers, warm_start, worths
+from .warm import WarmPlans, warm_start, worths
 
 __all__ = [
     "Ranking",
@@ -28,7 +28,6 @@ __all__ = [
     "join",
     "load",
     "outputs",
-    "pair_numbers",
     "plan_space",
     "preview",
     "promote",

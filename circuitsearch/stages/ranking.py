@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def train_elastic(
     space: Space,
     features: Features,
     *,
-    rule: str = "uniform",
-    worths: Sequence[float] | None = None,
+    worths: Callable[[], Mapping[str, float]] | None = None,
     replacements: Replacements | None = None,
 ) -> ResidualDecoder | None:
     """Distil a copy of the decoder under another feasible plan at every step.
@@ -61,8 +60,7 @@ def train_elastic(
         teacher: whose decoder is copied.
         space: plans to adapt.
         features: training pages.
-        rule: which plan trains when (`search.elastic.RULES`).
-        worths: worth of each unit of the space, for the rule `weighted`.
+        worths: gives the worth of each unit by name; called for the rule `weighted` only.
         replacements: numbers for the space's replacements.
     """
     config = work.config
@@ -71,12 +69,17 @@ def train_elastic(
     decoder = copy.deepcopy(teacher.model.decoder).requires_grad_(True)
     view = residual_decoder(decoder)
     seed = seed_from("elastic", config.seed)
-    plans = plan_of_step(rule, space, seed, worths)
+    rule = config.elastic.rule
+    weights = None
+    if rule == "weighted" and worths is not None:
+        known = worths()
+        weights = [known[name] for name in space.names]
+    plans = plan_of_step(rule, space, seed, weights)
     recipe = recipe_of(
         config, steps=config.elastic.steps, learning_rate=config.elastic.learning_rate
     )
     key = [teacher.fingerprint, features.key, space.to_json(), repr(recipe), seed, rule]
-    key += [] if worths is None else list(worths)
+    key += weights or []
     key += [] if replacements is None else [replacements.fingerprint]
     path = config.work / f"elastic-{content_hash(key)}.safetensors"
 

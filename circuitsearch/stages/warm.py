@@ -36,7 +36,7 @@ from circuitsearch.workspace import Workspace
 from .inputs import component_effects
 from .ranking import plan_losses, weights_hash
 
-__all__ = ["WarmPlans", "pair_numbers", "replaced_worths", "warm_start", "worths"]
+__all__ = ["WarmPlans", "warm_start", "worths"]
 
 WarmPlans = list[tuple[Plan, str]]
 """Plans to distil first, with the source that proposed each."""
@@ -63,19 +63,23 @@ def worths(
 
 def warm_start(
     work: Workspace,
+    teacher: Teacher,
     space: Space,
     prior: Prior,
     circuit: Mapping[str, Any],
-    pairs: Callable[[], Worths],
+    elastic: ResidualDecoder | None,
+    pages: Sequence[Page],
 ) -> WarmPlans:
     """Return the plans to distil first, each labelled with its source.
 
     Args:
         work: The search.
+        teacher: The teacher.
         space: The feasible plans.
         prior: Worths of units and the elastic ranking.
         circuit: The circuit graph as node-link JSON.
-        pairs: Worths of units and pairs on the elastic teacher; called when asked for.
+        elastic: The elastic teacher's decoder.
+        pages: Pages on which pairs are measured.
     """
     settings = work.config.search
     known_worths = prior.array(space)
@@ -83,7 +87,11 @@ def warm_start(
     sources: list[tuple[str, int, Callable[[], Worths]]] = [
         ("scores", settings.warm_scores, lambda: scored),
         ("edges", settings.warm_edges, lambda: edge_worths(space, _edges(circuit))),
-        ("pairs", settings.warm_pairs, pairs),
+        (
+            "pairs",
+            settings.warm_pairs,
+            lambda: pair_numbers(work, teacher, space, elastic, pages),
+        ),
     ]
     found: WarmPlans = []
     for name, count, worth in sources:
