@@ -12,8 +12,8 @@ quickstart: $(STAMP)  ## teacher + budget -> trained student, about 8 minutes on
 coarse: $(STAMP)  ## the same with three seeds and longer training
 	$(BIN)/circuitsearch run searches/coarse.yaml
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, one process per core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## what .ci/run checks before the tests
 	$(BIN)/ruff check .

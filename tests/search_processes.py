@@ -19,7 +19,16 @@ from circuitsearch.search.storage import close_storage, open_storage
 from circuitsearch.search.study import Study
 from tests.search_fixtures import Landscape, limit, make_space
 
-__all__ = ["begun", "log_line", "new_study", "processes", "space", "work", "workers"]
+__all__ = [
+    "begun",
+    "create_and_work",
+    "log_line",
+    "new_study",
+    "processes",
+    "space",
+    "work",
+    "workers",
+]
 
 
 def processes() -> Any:
@@ -68,6 +77,13 @@ def work(
     storage = open_storage(url)
     Study.attach(storage, name).run(evaluate, trainings, lease=lease, attempts=1000)
     close_storage(storage)
+
+
+def create_and_work(url: str, name: str, log: str, trainings: int) -> None:
+    """Be one of several workers that create the database and the study at the same moment."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    close_storage(new_study(url, name)._storage)
+    work(url, name, log, trainings)
 
 
 @contextmanager

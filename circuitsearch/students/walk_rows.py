@@ -14,7 +14,7 @@ Padding slots repeat some row; what is computed for them is never read.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class Questions:
         return cls(
             count=len(questions),
             embedded=view.embed(to(batch.ids))[to(present)],
-            memory=view.memory(to(features.states(pages)), None, reading),
+            memory=_contiguous(view.memory(to(features.states(pages)), None, reading)),
             answers=to(table[labelled]),
             labels=to(batch.labels[labelled]),
             owners=to(answer_owners),
@@ -190,6 +190,15 @@ class Questions:
         return self.by_token if attended else self.by_answer
 
 
+def _contiguous(memory: Memory) -> Memory:
+    """Lay keys and values out head by head: attention reads them thousands of times."""
+    pairs = dict(memory.keys_values)
+    for sublayer in pairs:
+        key, value = pairs[sublayer]
+        pairs[sublayer] = (key.contiguous(), value.contiguous())
+    return replace(memory, keys_values=pairs)
+
+
 def attend_tokens(parts: Parts, x: Tensor, asked: Questions, answers: bool) -> Tensor:
     """Return heads [rows, H, hd] of a self-attention.
 
@@ -202,13 +211,14 @@ def attend_tokens(parts: Parts, x: Tensor, asked: Questions, answers: bool) -> T
     if parts.query is None or parts.key is None or parts.value is None:
         raise TypeError("a feed-forward does not attend")
     normed = parts.norm(x)
-    key, value = _laid_out(parts, parts.key(normed), asked), None
+    key = _laid_out(parts, parts.key(normed), asked)
     value = _laid_out(parts, parts.value(normed), asked)
     grouped = parts.groups != parts.heads
     seen = None
     if answers and parts.rotate is None:
         chosen = asked.table.gather(1, asked.asking)
-        query = parts.split(parts.query(normed[chosen]))
+        asking = normed.index_select(0, chosen.flatten()).view(*chosen.shape, -1)
+        query = parts.split(parts.query(asking))
     else:
         query = _laid_out(parts, parts.query(normed), asked)
     if parts.rotate is not None:
@@ -234,7 +244,8 @@ def attend_tokens(parts: Parts, x: Tensor, asked: Questions, answers: bool) -> T
 
 def _laid_out(parts: Parts, rows: Tensor, asked: Questions) -> Tensor:
     """Return [b, H, longest, hd] of projected rows [k, H * hd]."""
-    return parts.split(rows[asked.table])
+    laid_out = rows.index_select(0, asked.table.flatten())
+    return parts.split(laid_out.view(*asked.table.shape, -1))
 
 
 def attend_pages(
@@ -255,9 +266,9 @@ def attend_pages(
     read = []
     for group in readers.groups:
         pages = group.pages.stop - group.pages.start
-        asked = parts.split(query[group.slots].view(pages, -1, query.shape[1]))
+        laid_out = query.index_select(0, group.slots).view(pages, -1, query.shape[1])
         heads = scaled_dot_product_attention(
-            asked, key[group.pages], value[group.pages], scale=parts.score_scale
+            parts.split(laid_out), key[group.pages], value[group.pages], scale=parts.score_scale
         )
         read.append(heads.transpose(1, 2).flatten(0, 1))
     return torch.cat(read).index_select(0, readers.places)

@@ -14,7 +14,7 @@ import pytest
 from circuitsearch.search.storage import close_storage, open_storage
 from circuitsearch.search.view import StudyView
 from tests.search_fixtures import Landscape
-from tests.search_processes import begun, new_study, space, work, workers
+from tests.search_processes import begun, create_and_work, new_study, space, work, workers
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -68,6 +68,16 @@ def test_six_workers_meet_a_budget_of_two_hundred_exactly(url: str, log: Path) -
     assert [one.state for one in view.trials()] == ["measured"] * 200
     assert {one.plan for one in view.trials()} == set(plans)
     assert len(trials) == len({one.user_attrs["plan_hash"] for one in trials}) == 200
+    closed(view)
+
+
+def test_workers_that_start_together_share_one_new_study(postgres: str, log: Path) -> None:
+    # An empty schema: all tables, the study and its mirror are created by whoever is first.
+    with workers(4, create_and_work, postgres, "together", str(log), 6) as started:
+        pass
+    assert [one.exitcode for one in started] == [0] * 4
+    view, trials = seen(postgres, "together")
+    assert len(begun(log)) == view.status().measured == len(trials) == 6
     closed(view)
 
 

@@ -120,23 +120,18 @@ def _trained(pipeline: Pipeline, setting: Setting) -> ResidualDecoder:
     """Train an elastic teacher by the pipeline's stage."""
     config = pipeline.work.config
     elastic = config.elastic.model_copy(
-        update={"steps": setting.steps, "learning_rate": setting.rate}
+        update={"steps": setting.steps, "learning_rate": setting.rate, "rule": setting.rule}
     )
     distill = config.distill.model_copy(update={"batch": setting.batch})
     changed = config.model_copy(
         update={"elastic": elastic, "distill": distill, "seed": setting.seed}
     )
-    worth = None
-    if setting.rule == "weighted":
-        effects = {one.component: one.effect for one in pipeline.scores.components}
-        worth = [float(effects[name] or 0.0) for name in pipeline.space.names]
     view = train_elastic(
         Workspace(changed, pipeline.work.say),
         pipeline.teacher,
         pipeline.space,
         pipeline.features["train"],
-        rule=setting.rule,
-        worths=worth,
+        worths=lambda: pipeline.worths,
     )
     if view is None:
         raise SystemExit("the search has no elastic teacher")

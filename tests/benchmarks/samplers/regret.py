@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from joblib import Parallel, delayed
 
 from circuitsearch.configfile import load_config
 from circuitsearch.core.files import read_json, seed_from, write_json, write_text
@@ -43,7 +42,6 @@ def main() -> None:
     parser.add_argument("search", type=Path)
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     pipeline = Pipeline(Workspace(load_config(options.search), reporter(quiet=False)))
     space = pipeline.space
@@ -55,10 +53,7 @@ def main() -> None:
     prior = Prior(unit_worths(space, effects), tuple(pipeline.elastic_ranking))
     runs = [(name, "circuit") for name in (*REGISTRY, "elastic order")]
     runs += [(name, "misleading") for name in (*INFORMED, "elastic order")]
-    found = Parallel(n_jobs=options.jobs)(
-        delayed(curves)(space, name, kind, prior, truth) for name, kind in runs
-    )
-    rows = {f"{name}, {kind}": values for (name, kind), values in zip(runs, found, strict=True)}
+    rows = {f"{name}, {kind}": curves(space, name, kind, prior, truth) for name, kind in runs}
     result = {
         "search": pipeline.work.config.name,
         "feasible": space.count(),

@@ -41,7 +41,7 @@ from tests.search_processes import log_line, processes, space
 
 RESULT = Path(__file__).parents[3] / "results" / "search" / "chaos.json"
 MOST = 2000  # trainings, never reached while workers are killed
-PAUSE = 0.02  # seconds that an evaluation takes
+PAUSE = {1: 0.02, 4: 0.5}  # seconds that an evaluation takes, by number of workers
 LIFE = 2.0  # seconds of the longest life
 
 
@@ -52,9 +52,7 @@ def opened(url: str, name: str) -> Study:
     return Study.open(storage, name, space(), {}, 11, "random", landscape.prior(0.6))
 
 
-def work(
-    url: str, name: str, log: str, trainings: int, pause: float = PAUSE, ready: Any = None
-) -> None:
+def work(url: str, name: str, log: str, trainings: int, pause: float, ready: Any = None) -> None:
     """Be a worker."""
     if ready is not None:
         ready.set()  # from here on it may be killed
@@ -96,7 +94,7 @@ def kill(
     for _ in range(kills):
         while len(running) < workers:
             ready = processes().Event()
-            target = (url, name, str(log), trainings, PAUSE, ready)
+            target = (url, name, str(log), trainings, PAUSE[workers], ready)
             running.append(processes().Process(target=work, args=target))
             running[-1].start()
             ready.wait()
@@ -105,7 +103,7 @@ def kill(
         victim.kill()
         victim.join()
         if victim.exitcode == 0:
-            raise SystemExit("the study came to its end before all kills")
+            raise SystemExit(f"a worker left after {len(records)} kills: {read(url, name)[0]}")
         known = {row[0] for row in read(url, name)[0] if row[2] == "measured"}
         records.append((len(lines(log)), known))
     for one in running:
@@ -170,7 +168,7 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for url in [os.path.join(folder, "study.db"), *arguments.storage]:
-            for workers in (1, 4):
+            for workers in PAUSE:
                 found.append(chaos(url, workers, arguments.kills, Path(folder)))
                 sys.stdout.write(f"{found[-1]}\n")
                 sys.stdout.flush()
