@@ -213,10 +213,14 @@ def show_command(
     phase: Phase = None,
     json: Json = False,
 ) -> None:
-    """Show everything about one trial."""
+    """Show everything about one trial: who works on it, its result, the room it leaves."""
+    from circuitsearch.core.plan import Plan
+    from circuitsearch.search.space import Space
+
     with _view(where, study, phase) as view:
         found = next((one for one in view.trials() if one.number + 1 == trial), None)
         count = sum(asdict(view.status()).values())
+        space = Space.from_json(view.identity["space"])
     if found is None:
         from circuitsearch.core.errors import ConfigError
 
@@ -226,6 +230,7 @@ def show_command(
         **_worker(found),
         "source": found.source,
         "failure": found.failure,
+        "slack": space.budget.slack(Plan.parse(found.plan), space.shape),
         "measurement": measured,
     }
     if json:

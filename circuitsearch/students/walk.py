@@ -83,6 +83,7 @@ class Walk:
         self._memory = memory_bytes
         self._ranking = ranking
         self._order: NeuronOrder | None = None
+        self._parts: dict[SubLayer, Parts] = {}
         vocabulary = view.shape.vocabulary
         self.readout_rows = max(1, min(_READOUT_ROWS, int(memory_bytes / 4 / (12 * vocabulary))))
 
@@ -124,12 +125,18 @@ class Walk:
             PlanError: a plan does not fit the decoder.
             ConfigError: a replacement of the plans is not fitted.
         """
-        reading = set()
-        for plan in plans:
-            self.fitted.check(plan.fitted(self.view.shape), self.view.shape.d_model)
-            reading |= {s for s, keep in plan.kept if keep.replacement not in FITTED}
+        entries = {entry for plan in plans for entry in plan.kept}
+        for entry in entries:
+            self.fitted.check(Plan((entry,)).fitted(self.view.shape), self.view.shape.d_model)
+        reading = {sublayer for sublayer, keep in entries if keep.replacement not in FITTED}
         with torch.no_grad():
             return WalkChunk(self, Questions.of(self.view, self.features, questions, reading))
+
+    def parts(self, sublayer: SubLayer) -> Parts:
+        """Return the pieces of a whole sub-layer."""
+        if sublayer not in self._parts:
+            self._parts[sublayer] = self.view.parts(sublayer)
+        return self._parts[sublayer]
 
     def kept(self, sublayer: SubLayer, keep: Keep) -> tuple[int, ...] | None:
         """Return the heads or neurons that a part of a sub-layer has; None means all."""
@@ -211,7 +218,7 @@ class WalkChunk:
                 new = self._behind(state, sublayer, keeps[0], attended, None)
                 return lambda keep: new
             own = any(keep.replacement not in FITTED for keep in keeps)
-            parts = self._walk.view.parts(sublayer)
+            parts = self._walk.parts(sublayer)
             units = self._units(state, sublayer, parts, None, attended) if own else None
 
         def pick(keep: Keep) -> _Stream:
@@ -260,7 +267,7 @@ class WalkChunk:
             x = replaced(walk.view, sublayer, str(keep.replacement), walk.fitted, x[None], memory)
             return self._stream(x[0], attended)
         kept = walk.kept(sublayer, keep)
-        parts = walk.view.parts(sublayer)
+        parts = walk.parts(sublayer)
         if units is not None:
             project = parts.project if kept is None else columns(parts, kept)
             units = units if kept is None else _chosen(units, kept)

@@ -214,6 +214,8 @@ def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
     assert best["plan"] == status["best"]["plan"]
     shown = json.loads(circuitsearch("show", output, best["trial"], "--json").stdout)
     assert shown["measurement"]["plan"] == best["plan"]
+    assert set(shown["slack"]) == {"decoder parameters (paper)", "decoder macs (paper)"}
+    assert min(shown["slack"].values()) >= 0
     assert (
         "trial: got 9, the study has trials 1 to"
         in circuitsearch("show", output, "9", code=2).stderr
