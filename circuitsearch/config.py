@@ -173,7 +173,7 @@ class SpaceConfig(_Section):
 class ElasticConfig(_Section):
     """The elastic teacher: the decoder distilled under a random feasible plan at every step."""
 
-    steps: Annotated[int, Field(ge=0)] = Field(1200, description="0 leaves the elastic teacher out")
+    steps: Annotated[int, Field(ge=0)] = Field(1800, description="0 leaves the elastic teacher out")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     rule: Literal["uniform", "sandwich", "weighted"] = Field(
         "uniform", description="which plan trains at which step (`search.elastic`)"
