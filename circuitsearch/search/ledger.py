@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any
@@ -209,8 +209,7 @@ class Ledger:
         with locked(self._storage, self._study) as held:
             row = self._one(held, plan_hash)
             if row.outcome is None:
-                self._finish(held, row, worker, outcome)
-                row = self._one(held, plan_hash)
+                row = self._finish(held, row, worker, outcome)
         return row
 
     def repair_mirror(self) -> int:
@@ -258,27 +257,40 @@ class Ledger:
         self, held: Locked, worker: str, lease: float, proposal: tuple[Plan, str] | None
     ) -> Row | Outlook:
         """Claim the first queued plan, else the proposal if it is new."""
-        queued = self._of(sa.select(claims.c.plan_hash)).where(claims.c.state == "queued")
-        plan_hash = held.connection.scalar(queued.order_by(claims.c.number).limit(1))
-        begins = {
+        until = held.now + lease
+        begins: dict[str, Any] = {
             "state": "running",
             "worker": worker,
             "since": held.now,
-            "lease_until": held.now + lease,
+            "lease_until": until,
         }
-        if plan_hash is not None:
-            self._change(held, plan_hash, **begins)
-        elif proposal is None or self._known(held, proposal[0]):
+        queued = self._trials.where(claims.c.state == "queued").limit(1)
+        found = held.connection.execute(queued).mappings().one_or_none()
+        if found is not None:
+            self._change(held, found["plan_hash"], **begins)
+            return replace(read_row(found, held.now), **begins)
+        if proposal is None or self._known(held, proposal[0]):
             return Outlook.PROPOSE
-        else:
-            plan, source = proposal
-            row = self._new(plan, source, self._next_number(held)) | begins
-            held.connection.execute(sa.insert(claims).values(row))
-            plan_hash = plan.hash
-        return self._one(held, plan_hash)
+        plan, source = proposal
+        number = self._next_number(held)
+        row = self._new(plan, source, number) | begins
+        held.connection.execute(sa.insert(claims).values(row))
+        return Row(
+            number=number,
+            plan=str(plan),
+            plan_hash=plan.hash,
+            source=source,
+            state="running",
+            worker=worker,
+            since=held.now,
+            lease_until=until,
+            deaths=0,
+            outcome=None,
+            stale=False,
+        )
 
-    def _finish(self, held: Locked, row: Row, worker: str, outcome: Outcome) -> None:
-        """Write a result, close its trial and show it to Optuna's tools."""
+    def _finish(self, held: Locked, row: Row, worker: str, outcome: Outcome) -> Row:
+        """Write a result, close its trial and show it to Optuna's tools; return the trial."""
         measured = outcome.measurement
         state = "failed" if measured is None else "measured"
         result = {
@@ -291,10 +303,12 @@ class Ledger:
             "recorded": datetime.fromtimestamp(held.now, UTC).isoformat(timespec="microseconds"),
         }
         held.connection.execute(sa.insert(results).values(result))
-        self._change(held, row.plan_hash, state=state, worker=worker, lease_until=None)
+        closed: dict[str, Any] = {"state": state, "worker": worker, "lease_until": None}
+        self._change(held, row.plan_hash, **closed)
+        row = replace(row, outcome=outcome, stale=False, **closed)
         if self._mirror is not None:
-            done = finished(self._one(held, row.plan_hash), held.now)
-            self._mirror.add(held.connection, [done])
+            self._mirror.add(held.connection, [finished(row, held.now)])
+        return row
 
     def _one(self, held: Locked, plan_hash: str) -> Row:
         """Return one trial."""

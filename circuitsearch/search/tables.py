@@ -24,7 +24,6 @@ __all__ = [
     "SCHEMA",
     "claims",
     "metadata",
-    "optuna_params",
     "optuna_studies",
     "optuna_system_attributes",
     "optuna_trials",
@@ -110,14 +109,6 @@ optuna_trials = sa.Table(
     sa.Column("state", sa.Enum("COMPLETE", "FAIL", name="trialstate")),
     sa.Column("datetime_start", sa.DateTime),  # UTC, without a zone
     sa.Column("datetime_complete", sa.DateTime),
-)
-optuna_params = sa.Table(
-    "trial_params",
-    _optuna,
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("param_name", sa.String),
-    sa.Column("param_value", sa.Double),  # of a categorical: the index of the choice
-    sa.Column("distribution_json", sa.Text),
 )
 optuna_values = sa.Table(
     "trial_values",

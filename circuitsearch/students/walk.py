@@ -126,7 +126,7 @@ class Walk:
             ConfigError: a replacement of the plans is not fitted.
         """
         entries = {entry for plan in plans for entry in plan.kept}
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: (entry[0], str(entry[1]))):
             self.fitted.check(Plan((entry,)).fitted(self.view.shape), self.view.shape.d_model)
         reading = {sublayer for sublayer, keep in entries if keep.replacement not in FITTED}
         with torch.no_grad():

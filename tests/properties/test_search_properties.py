@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitsearch.core.budget import ACCOUNTINGS, QUANTITIES, SCOPES, Budget, LimitSpec
+from circuitsearch.core.components import SubLayer
+from circuitsearch.core.keep import Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.exhaustive import sweep
 from circuitsearch.search.knapsack import greedy, solve, tie_broken
@@ -99,11 +103,13 @@ def test_knapsack_equals_brute_force(space: Space, data: st.DataObject) -> None:
 def test_walk_equals_running_every_plan(space: Space) -> None:
     steps: list[str] = []
 
-    def step(state: str, sublayer: object) -> str:
+    def expand(
+        state: str, sublayer: SubLayer, keeps: tuple[Keep, ...], attended: bool
+    ) -> Callable[[Keep], str]:
         steps.append(f"{state} {sublayer}")
-        return f"{state} {sublayer}"
+        return lambda keep: f"{state} {sublayer}{keep}"
 
-    rows = list(sweep(space, "", step, str.strip))
+    rows = list(sweep(space, "", expand, str.strip))
     plans = list(space.enumerate())
     assert rows == [(plan, str(plan)) for plan in plans]
     assert (

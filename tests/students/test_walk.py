@@ -31,7 +31,9 @@ from circuitsearch.teacher.loading import Teacher
 
 
 def limited(teacher: Teacher, choices: Choices | None, *limits: str) -> Space:
-    specs = [LimitSpec(quantity, value) for quantity, value in zip(QUANTITIES, limits, strict=False)]
+    specs = [
+        LimitSpec(quantity, value) for quantity, value in zip(QUANTITIES, limits, strict=False)
+    ]
     return Space(teacher.shape, Budget.resolve(specs, teacher.shape), choices)
 
 
@@ -62,7 +64,9 @@ def alone(
 def walked(walk: Walk, plans: Space | Sequence[Plan]) -> dict[Plan, Tensor]:
     """Values [questions] of each plan, in the order of the features."""
     listed = list(plans.enumerate()) if isinstance(plans, Space) else list(plans)
-    found = {plan: torch.full((len(walk.features.examples),), torch.nan).double() for plan in listed}
+    found = {
+        plan: torch.full((len(walk.features.examples),), torch.nan).double() for plan in listed
+    }
     for questions in walk.chunks(listed):
         chunk = walk.chunk(questions, listed)
         met = [plan for plan, _ in sweep(plans, chunk.root, chunk.expand, chunk.leaf)]
@@ -99,9 +103,7 @@ def test_losses_are_those_of_the_built_students(
     assert len({float(found[plan].mean()) for plan in chosen}) == len(chosen)
 
 
-def test_plans_from_anywhere_share_a_walk(
-    tiny_teacher: Teacher, tiny_features: Features
-) -> None:
+def test_plans_from_anywhere_share_a_walk(tiny_teacher: Teacher, tiny_features: Features) -> None:
     """Not a space: parts of heads that overlap, widths of any size, skipped last self-attention."""
     texts = (
         "C0",

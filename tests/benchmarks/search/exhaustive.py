@@ -79,7 +79,9 @@ class Case:
     def walked(self, plans: Sequence[Plan]) -> tuple[dict[Plan, float], float]:
         """Return the loss of every plan and the seconds of the walk."""
         started = time.process_time()
-        walk = Walk(residual_decoder(self.teacher.model), self.features, memory_bytes=self.memory)
+        walk = Walk(
+            residual_decoder(self.teacher.model.decoder), self.features, memory_bytes=self.memory
+        )
         sums = dict.fromkeys(plans, 0.0)
         for questions in walk.chunks(plans):
             chunk = walk.chunk(questions, plans)
