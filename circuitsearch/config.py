@@ -281,6 +281,19 @@ class SearchConfig(_Section):
         20, description="largest feature cache of one split on disk, in 10^9 bytes"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_elastic(cls, given: Any) -> Any:
+        """Ask for no plans of an elastic teacher that is left out, unless the file does."""
+        if not isinstance(given, dict):
+            return given
+        elastic, search = given.get("elastic"), given.get("search", {})
+        if not isinstance(elastic, dict) or elastic.get("steps") != 0:
+            return given
+        if not isinstance(search, dict):
+            return given
+        return {**given, "search": {"warm_elastic": 0, "warm_pairs": 0, **search}}
+
     @model_validator(mode="after")
     def _coherent(self) -> SearchConfig:
         asked = [

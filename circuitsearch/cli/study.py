@@ -6,6 +6,7 @@ CIRCUITSEARCH_STORAGE. `--study` names the study where the database holds severa
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -266,6 +267,8 @@ def worker_command(
     """Work on a study until its budget is spent; start as many as there are machines or GPUs."""
     from .search import join_study
 
+    # What a scheduler sends before it takes the machine away: hand the plan back, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _opened(storage) as (opened, name):
         chosen = _named(opened, study or name)
         on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")

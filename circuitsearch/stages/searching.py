@@ -58,13 +58,16 @@ class _Settings(TypedDict):
 
 def _settings(work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer) -> _Settings:
     config = work.config
+    # Workers bring the storage's URL themselves: it may hold a password.
+    told = config.to_json()
+    told["search"]["storage"] = None
     return {
         "space": space,
         "objective": trainer.objective(config.distill.steps),
         "seed": config.seed,
         "sampler": config.sampler,
         "prior": prior,
-        "config": config.to_json(),
+        "config": told,
         "versions": versions(),
         "goal": config.search.objective,
     }

@@ -55,8 +55,12 @@ BAD = {
         r"data.shares: missing score, select, final",
     ),
     "elastic plans without elastic teacher": (
-        GOOD + "elastic: {steps: 0}\n",
-        r"search.warm_elastic asks for plans of the elastic teacher but elastic.steps is 0",
+        GOOD + "elastic: {steps: 0}\nsearch: {warm_elastic: 3, sampler: elastic}\n",
+        r"search.warm_elastic, search.sampler: asks for the elastic teacher but elastic.steps is 0",
+    ),
+    "promotion to what was done": (
+        GOOD + "search: {promote: 2}\nfinal: {steps: 300}\n",
+        r"search.promote asks to distil 2 plans again in full, but final.steps is that of",
     ),
     "repeated seed": (
         GOOD + "final: {seeds: [1, 1]}\n",
@@ -124,3 +128,16 @@ def test_shipped_searches_are_valid_and_say_how_to_run_them(path):
     config = load_config(path)
     assert config.output == Path("results") / config.name
     assert path.read_text().startswith(f"# circuitsearch run {path}")
+
+
+def test_without_an_elastic_teacher_nothing_asks_for_its_plans(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(GOOD + "elastic: {steps: 0}\n")
+    config = load_config(path)
+    assert (config.search.warm_elastic, config.search.warm_pairs, config.sampler) == (
+        0,
+        0,
+        "circuit",
+    )
+    path.write_text(dump_config(config))  # and so it stays when it is read back
+    assert load_config(path) == config
