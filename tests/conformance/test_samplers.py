@@ -160,8 +160,8 @@ def test_another_process_proposes_the_same(
 def test_the_seed_matters(name: str, budget: str) -> None:
     space = SPACES[budget]
     count = min(12, space.count())
-    sequences = [tuple(sequence(new_study(name, space, seed), space, count)) for seed in range(4)]
-    # Four plans can be ordered alike by chance, more than four hardly by four seeds.
+    sequences = [tuple(sequence(new_study(name, space, seed), space, count)) for seed in range(3)]
+    # Four plans can be ordered alike by chance, more than four hardly by three seeds.
     assert len(set(sequences)) > 1 or space.count() <= 4
 
 

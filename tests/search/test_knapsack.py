@@ -254,15 +254,18 @@ FORMS = {
     "heads": Choices(attention="heads"),
     "widths": Choices(widths=(32, 64)),
     "replacements": Choices(replacements=("mean", "linear", "alone")),
-    "heads, replacements": Choices(attention="heads", replacements=("mean", "alone")),
-    "everything": Choices("counts", (16, 48), ("mean", "linear", "alone")),
+    "heads, replacements": Choices(attention="heads", replacements=("mean",)),
+    "everything": Choices("counts", (64,), ("mean", "alone")),
 }
 
 
 def form(name: str) -> Space:
     """Two layers under two limits, in which the fixed part of a sub-layer counts too."""
     return make_space(
-        "45%", limit("60%", "parameters", "decoder", "cached"), layers=2, choices=FORMS[name]
+        "30%" if name != "heads, replacements" else "60%",
+        limit("65%", "parameters", "decoder", "cached"),
+        layers=1 if name == "heads, replacements" else 2,
+        choices=FORMS[name],
     )
 
 

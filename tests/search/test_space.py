@@ -64,11 +64,11 @@ def test_donut_counts_agree_with_the_published_arithmetic() -> None:
 
 
 def test_a_deep_decoder_is_counted_without_enumeration() -> None:
-    layers = 24
-    # Without limits every subset with at least one of the 24 cross-attentions is legal.
+    layers = 16
+    # Without limits every subset with at least one of the 16 cross-attentions is legal.
     assert make_space(layers=layers).count() == (2**layers - 1) * 2 ** (2 * layers)
-    # S and C cost 1, M costs 2 of 96 shares; 3 shares buy these combinations, counted by hand.
-    few = make_space("3.125%", layers=layers)
+    # S and C cost one share of 4 d^2, M costs two; three shares buy these, counted by hand.
+    few = make_space(limit(3 * 4 * 32 * 32), layers=layers)
     one_read = layers * (1 + layers + math.comb(layers, 2) + layers)
     two_reads = math.comb(layers, 2) * (1 + layers)
     assert few.count() == one_read + two_reads + math.comb(layers, 3)
@@ -132,7 +132,7 @@ def literal_forms(space: Space, choices: Choices) -> set[Plan]:
 @pytest.mark.parametrize("budget", ["none", "tight"])
 def test_every_form_of_units_is_enumerated_counted_and_read_back(form: str, budget: str) -> None:
     limits = ("30%", limit("45%", "parameters", "decoder", "cached")) if budget == "tight" else ()
-    layers = 1 if form == "everything" or (form, budget) == ("heads", "none") else 2
+    layers = 1 if form in ("everything", "heads") else 2
     space = make_space(*limits, layers=layers, choices=FORMS[form])
     plans = list(space.enumerate())
     assert set(plans) == literal_forms(space, FORMS[form])
