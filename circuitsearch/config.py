@@ -175,8 +175,8 @@ class ElasticConfig(_Section):
 
     steps: Annotated[int, Field(ge=0)] = Field(1800, description="0 leaves the elastic teacher out")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    rule: Literal["uniform", "sandwich", "weighted"] = Field(
-        "uniform", description="which plan trains at which step (`search.elastic`)"
+    rule: Literal["even", "uniform", "sandwich", "weighted"] = Field(
+        "even", description="which plan trains at which step (`search.elastic`)"
     )
 
 

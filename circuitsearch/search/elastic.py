@@ -9,9 +9,13 @@ that a training can be resumed. Rules are rows of `RULES`, one function each:
     sandwich  in turn one of the largest plans, one of the smallest and two uniform ones (the
               sandwich rule of arXiv 1903.05134, one network per step instead of all in one step)
     weighted  plans of large worth more often: P ~ exp(z), z the standardised sum of unit worths
+    even      every unit is kept equally often, as far as the budget allows: P ~ exp(sum of h_u over
+              kept units u), with h fitted to that. Under `uniform` a dear unit is kept at few
+              steps, and plans with it are adapted less than others
 
 A space of more than `LISTED` plans is never listed. There, a plan is drawn by taking units in
-random order as long as they fit (`drawn`), which favours plans that use up the budget.
+random order as long as they fit (`drawn`), which favours plans that use up the budget; `weighted`
+and `even` let units of large worth or h come first.
 """
 
 from __future__ import annotations
@@ -36,6 +40,11 @@ LISTED = 20_000
 """Spaces of at most so many feasible plans are listed, larger ones are drawn from."""
 _LARGE_DRAWS = 8
 """Random plans of which the largest stands for the largest of all, in a space not listed."""
+
+_FITTED_ROUNDS = 2000
+_RARE, _STEEPEST = 1e-9, 20.0  # units that no plan can keep must not blow the fit up
+_DRAWN_ROUNDS, _DRAWS = 8, 128
+"""Rounds in which `even` is fitted to a space not listed, and draws of each."""
 
 PlanOfStep = Callable[[int], Plan]
 """The plan of a step, from 0; a pure function."""
@@ -71,7 +80,7 @@ def plan_of_step(
     return RULES[rule](space, seed, given)
 
 
-def drawn(space: Space, seed: int, worths: Sequence[float] | None = None) -> Plan:
+def drawn(space: Space, seed: int, heights: Sequence[float] | None = None) -> Plan:
     """Return a random feasible plan of a space of any size.
 
     Units are taken in random order as long as they fit. A random number of them is offered, so
@@ -80,14 +89,13 @@ def drawn(space: Space, seed: int, worths: Sequence[float] | None = None) -> Pla
     Args:
         space: which plans are feasible.
         seed: of the draw.
-        worths: with these, units of large worth tend to come first: the order is that of
-            standardised worth plus Gumbel noise.
+        heights: one per unit; the order is that of height plus Gumbel noise. None: all equal.
 
     Raises:
         InfeasibleError: no plan fits the budget.
     """
     chooser = random.Random(seed_from(seed))
-    heights = _standardised(worths) if worths is not None else [0.0] * len(space.units)
+    heights = [0.0] * len(space.units) if heights is None else heights
     noisy = [height - log(-log(1.0 - chooser.random() + 1e-300) + 1e-300) for height in heights]
     order = sorted(range(len(noisy)), key=lambda unit: -noisy[unit])
     offered = order[: chooser.randint(1, len(order))]
@@ -118,7 +126,8 @@ def _sandwich(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
 
 def _weighted(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
     if space.count() > LISTED:
-        return lambda step: drawn(space, seed_from(seed, step), worths)
+        scaled = _standardised(worths)
+        return lambda step: drawn(space, seed_from(seed, step), scaled)
     plans = list(space.enumerate())
     totals = [float(np.dot(worths, space.bits(plan))) for plan in plans]
     heights = list(accumulate(exp(height) for height in _standardised(totals)))
@@ -129,6 +138,44 @@ def _weighted(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
         return plans[min(bisect(heights, share * top), len(plans) - 1)]
 
     return plan
+
+
+def _even(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
+    if space.count() > LISTED:
+        heights = _even_heights(space, seed)
+        return lambda step: drawn(space, seed_from(seed, step), heights)
+    plans = list(space.enumerate())
+    bits = np.array([space.bits(plan) for plan in plans], dtype=np.float64)
+    levels = np.zeros(bits.shape[1])
+    chances = np.full(len(plans), 1 / len(plans))
+    wanted = bits.mean()  # the budget decides at which share all units meet
+    for _ in range(_FITTED_ROUNDS):
+        often = np.maximum(chances @ bits, _RARE)
+        levels = np.clip(levels + 0.5 * np.log(wanted / often), -_STEEPEST, _STEEPEST)
+        wanted = often.mean()
+        chances = np.exp(bits @ levels)
+        chances /= chances.sum()
+    totals: list[float] = np.cumsum(chances).tolist()
+
+    def plan(step: int) -> Plan:
+        share = seed_from(seed, step) / 2**63
+        return plans[min(bisect(totals, share * totals[-1]), len(plans) - 1)]
+
+    return plan
+
+
+def _even_heights(space: Space, seed: int) -> list[float]:
+    """Return heights of units under which draws of a large space keep them about equally often."""
+    levels = np.zeros(len(space.units))
+    for turn in range(_DRAWN_ROUNDS):
+        draws = [
+            space.bits(drawn(space, seed_from(seed, "even", turn, draw), levels.tolist()))
+            for draw in range(_DRAWS)
+        ]
+        often = np.maximum(np.mean(draws, axis=0), 0.5 / _DRAWS)
+        levels = np.clip(levels + 0.5 * np.log(often.mean() / often), -_STEEPEST, _STEEPEST)
+    heights: list[float] = levels.tolist()
+    return heights
 
 
 def _ends(space: Space, seed: int) -> tuple[PlanOfStep, PlanOfStep]:
@@ -171,5 +218,10 @@ def _standardised(values: Sequence[float]) -> list[float]:
     return scaled
 
 
-RULES: dict[str, Rule] = {"uniform": _uniform, "sandwich": _sandwich, "weighted": _weighted}
+RULES: dict[str, Rule] = {
+    "uniform": _uniform,
+    "sandwich": _sandwich,
+    "weighted": _weighted,
+    "even": _even,
+}
 """Rules by name; the module docstring says what each does."""

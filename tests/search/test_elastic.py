@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from circuitsearch.core.components import Kind
 from circuitsearch.core.errors import ConfigError, InfeasibleError
 from circuitsearch.core.plan import Plan
 from circuitsearch.search import elastic
@@ -103,6 +104,24 @@ def test_weighted_probabilities_are_those_of_the_docstring() -> None:
     times = Counter(plans(step) for step in range(4000))
     found = np.array([times[plan] / 4000 for plan in listed])
     np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def _dear_share(space: Space, rule: str) -> float:
+    """How often feed-forwards are kept, relative to all units, over 600 draws."""
+    plans = plan_of_step(rule, space, 0)
+    often = np.mean([space.bits(plans(step)) for step in range(600)], axis=0)
+    dear = [unit.sublayer.kind is Kind.FEED for unit in space.units]
+    return float(often[dear].mean() / often.mean())
+
+
+def test_even_keeps_dear_units_as_often_as_cheap_ones() -> None:
+    listed = make_space("31.25%")
+    assert _dear_share(listed, "uniform") < 0.7
+    assert _dear_share(listed, "even") == pytest.approx(1.0, abs=0.06)
+    drawn_from = make_space("31.25%", choices=Choices(attention="heads"))
+    assert drawn_from.count() > elastic.LISTED
+    assert _dear_share(drawn_from, "uniform") < 0.8
+    assert _dear_share(drawn_from, "even") == pytest.approx(1.0, abs=0.15)
 
 
 def test_draws_of_a_huge_space_differ_in_size_and_fill_a_tight_budget() -> None:
