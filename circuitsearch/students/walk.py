@@ -17,7 +17,8 @@ pages, of at most t tokens each, takes at most
     4 bytes * [ (L + 1) q t d            the streams of a branch of L sub-layers
               + q t sum(u)               heads or neurons, over sub-layers kept in several ways
               + 6 q t max(u)             the sub-layer that runs
-              + p N (E + 2 C H hd) ]     encoder states; keys and values of C cross-attentions
+              + p N (E + 2 (C + 1) H hd) ]   encoder states; keys and values of C
+                                             cross-attentions, one of them also as it is made
 
 and the readout of R rows 12 R V bytes; u is the number of head channels or neurons of a sub-layer.
 The readout gets a quarter of the limit and the chunk the rest. A question that needs more than that
@@ -164,7 +165,7 @@ class _Cost:
         several = sum(widths[s] for s, keeps in forms.items() if len(keeps) > 1)
         self._token = (depth + 1) * shape.d_model + several + 6 * max(widths.values(), default=0)
         tokens, width = features.states([0]).shape[1:]
-        self._page = tokens * (width + 2 * crossing * attention)
+        self._page = tokens * (width + 2 * (crossing + (crossing > 0)) * attention)
         self._examples = features.examples
 
     def __call__(self, questions: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ Padding slots repeat some row; what is computed for them is never read.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class Questions:
         return cls(
             count=len(questions),
             embedded=view.embed(to(batch.ids))[to(present)],
-            memory=_contiguous(view.memory(to(features.states(pages)), None, reading)),
+            memory=_memory(view, to(features.states(pages)), reading),
             answers=to(table[labelled]),
             labels=to(batch.labels[labelled]),
             owners=to(answer_owners),
@@ -190,13 +190,16 @@ class Questions:
         return self.by_token if attended else self.by_answer
 
 
-def _contiguous(memory: Memory) -> Memory:
-    """Lay keys and values out head by head: attention reads them thousands of times."""
-    pairs = dict(memory.keys_values)
-    for sublayer in pairs:
-        key, value = pairs[sublayer]
-        pairs[sublayer] = (key.contiguous(), value.contiguous())
-    return replace(memory, keys_values=pairs)
+def _memory(view: ResidualDecoder, states: Tensor, reading: Collection[SubLayer]) -> Memory:
+    """Return the pages with keys and values laid out head by head, one sub-layer after another.
+
+    Attention reads them thousands of times, so it pays to copy them into its order once.
+    """
+    pairs = {}
+    for sublayer in sorted(reading):
+        for key, value in view.memory(states, None, [sublayer]).keys_values.values():
+            pairs[sublayer] = (key.contiguous(), value.contiguous())
+    return Memory.of(states, pairs, None)
 
 
 def attend_tokens(parts: Parts, x: Tensor, asked: Questions, answers: bool) -> Tensor:
