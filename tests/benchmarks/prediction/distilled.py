@@ -6,18 +6,21 @@
 Draws feasible plans at random (seeded; all of them when there are no more), distils each with the
 search's shared trainer and measures it on the pages to choose on. OUT holds one row per plan with
 its text, quality (ANLS) and loss; rows that are there are not made again, as long as teacher, pages
-and training are the same.
+and training are the same. `--compositions 2C2M 2S2C1M` takes plans of these compositions only.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 from circuitsearch.configfile import load_config
 from circuitsearch.core.errors import StorageError
 from circuitsearch.core.files import content_hash, read_json, seed_from, write_json
+from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
 from circuitsearch.workspace import Workspace
@@ -29,13 +32,15 @@ def main() -> None:
     parser.add_argument("search", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plans", type=int, default=100)
+    parser.add_argument("--compositions", nargs="*", default=[])
     options = parser.parse_args()
     config = load_config(options.search)
     work = Workspace(config, reporter(quiet=False))
     lock = work.claim()  # held until the process ends
     work.write_config()
     pipeline = Pipeline(work)
-    plans = list(pipeline.space.enumerate())
+    wanted = [_composition(text) for text in options.compositions]
+    plans = [p for p in pipeline.space.enumerate() if not wanted or _kinds(p) in wanted]
     drawn = random.Random(seed_from("distilled plans", config.seed))
     chosen = plans if len(plans) <= options.plans else drawn.sample(plans, options.plans)
     objective = content_hash([pipeline.trainer.objective(config.distill.steps), config.seed])
@@ -50,6 +55,15 @@ def main() -> None:
             {"objective": objective, "feasible": len(plans), "plans": list(rows.values())},
         )
     lock.release()
+
+
+def _composition(text: str) -> Counter[str]:
+    """Read `2S2C1M`."""
+    return Counter({kind: int(count) for count, kind in re.findall(r"(\d+)([SCM])", text)})
+
+
+def _kinds(plan: Plan) -> Counter[str]:
+    return Counter(sublayer.name[0] for sublayer in plan.sublayers)
 
 
 def _known(path: Path, objective: str) -> dict[str, dict[str, object]]:
