@@ -24,7 +24,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape, EncoderShape, TeacherShape
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.study import Study
 from circuitsearch.search.units import Choices
 

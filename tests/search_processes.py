@@ -15,7 +15,7 @@ import optuna
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.study import Study
 from tests.search_fixtures import Landscape, limit, make_space
 

@@ -20,7 +20,7 @@ from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interru
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from circuitsearch.search.view import StudyView, TrialRecord
+    from circuitsearch.search.storage.view import StudyView, TrialRecord
 
 __all__ = ["app", "show_command", "status_command", "stop_command", "top_command", "worker_command"]
 
@@ -46,7 +46,7 @@ Phase = Annotated[str | None, typer.Option("--phase", help="A further phase, e.g
 @contextmanager
 def _opened(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
     """Open the database behind WHERE; also return the study's name if WHERE is a folder."""
-    from circuitsearch.search.storage import close_storage, open_storage
+    from circuitsearch.search.storage.connection import close_storage, open_storage
 
     url, name = where, None
     if "://" not in where and Path(where).is_dir():
@@ -73,7 +73,7 @@ def _opened(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
 def _check_there(url: str) -> None:
     """Refuse a database file that does not exist: reading commands make none."""
     from circuitsearch.core.errors import StorageError
-    from circuitsearch.search.storage import storage_url
+    from circuitsearch.search.storage.connection import storage_url
 
     parsed = storage_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
@@ -102,7 +102,7 @@ def _named(storage: RDBStorage, name: str | None) -> str:
 @contextmanager
 def _view(where: str, study: str | None, phase: str | None = None) -> Iterator[StudyView]:
     """Open a study to read it."""
-    from circuitsearch.search.view import StudyView
+    from circuitsearch.search.storage.view import StudyView
 
     with _opened(where) as (storage, name):
         yield StudyView(storage, _named(storage, study or name), phase)
@@ -246,7 +246,7 @@ def show_command(
 @command
 def stop_command(where: Where, study: StudyName = None) -> None:
     """Ask all workers of a study to finish their trials and leave; `run` or `resume` goes on."""
-    from circuitsearch.search.transactions import set_stop
+    from circuitsearch.search.storage.transactions import set_stop
 
     with _opened(where) as (storage, name):
         chosen = _named(storage, study or name)
@@ -318,7 +318,7 @@ def copy_command(
     name: Annotated[str | None, typer.Option("--as", help="Another name there.")] = None,
 ) -> None:
     """Copy a study with all its results to another database, e.g. from SQLite to PostgreSQL."""
-    from circuitsearch.search.storage import close_storage, masked, open_storage
+    from circuitsearch.search.storage.connection import close_storage, masked, open_storage
     from circuitsearch.search.transfer import copy
 
     with _opened(where) as (storage, known):

@@ -44,11 +44,6 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Ledger, Outlook, Terms
-from circuitsearch.search.mirror import Mirror, mirror_name
-from circuitsearch.search.recall import Recall
-from circuitsearch.search.registration import add_phase, check_versions, register
-from circuitsearch.search.rows import Outcome, Row
 from circuitsearch.search.samplers import (
     REGISTRY,
     FeasibleSampler,
@@ -58,9 +53,14 @@ from circuitsearch.search.samplers import (
     SpaceExhaustedError,
 )
 from circuitsearch.search.space import Space
-from circuitsearch.search.transactions import set_stop
-from circuitsearch.search.view import StudyView, TrialRecord, study_identity, trial_record
-from circuitsearch.search.workers import heartbeat, patiently, worker_name
+from circuitsearch.search.storage.ledger import Ledger, Outlook, Terms
+from circuitsearch.search.storage.mirror import Mirror, mirror_name
+from circuitsearch.search.storage.recall import Recall
+from circuitsearch.search.storage.registration import add_phase, check_versions, register
+from circuitsearch.search.storage.rows import Outcome, Row
+from circuitsearch.search.storage.transactions import set_stop
+from circuitsearch.search.storage.view import StudyView, TrialRecord, study_identity, trial_record
+from circuitsearch.search.storage.workers import heartbeat, patiently, worker_name
 
 __all__ = ["Ending", "Evaluate", "Study"]
 

@@ -24,10 +24,9 @@ from circuitsearch.core.files import content_hash
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import masked, storage_errors
-from circuitsearch.search.study import Study
-from circuitsearch.search.tables import claims, phases, results, studies
-from circuitsearch.search.transactions import (
+from circuitsearch.search.storage.connection import masked, storage_errors
+from circuitsearch.search.storage.tables import claims, phases, results, studies
+from circuitsearch.search.storage.transactions import (
     find_study,
     locked,
     no_study,
@@ -36,7 +35,8 @@ from circuitsearch.search.transactions import (
     read_study,
     reading,
 )
-from circuitsearch.search.view import StudyStatus, StudyView
+from circuitsearch.search.storage.view import StudyStatus, StudyView
+from circuitsearch.search.study import Study
 
 __all__ = ["StudySummary", "backup", "copy", "fork", "list_studies", "make_mirrors"]
 

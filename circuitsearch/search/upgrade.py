@@ -17,9 +17,14 @@ from optuna.trial import FrozenTrial
 
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.search.samplers import Prior
-from circuitsearch.search.storage import close_storage, open_storage, storage_errors, upgrade_optuna
-from circuitsearch.search.tables import SCHEMA, claims, results, studies
-from circuitsearch.search.transactions import LEGACY, clock, find_study
+from circuitsearch.search.storage.connection import (
+    close_storage,
+    open_storage,
+    storage_errors,
+    upgrade_optuna,
+)
+from circuitsearch.search.storage.tables import SCHEMA, claims, results, studies
+from circuitsearch.search.storage.transactions import LEGACY, clock, find_study
 from circuitsearch.search.transfer import make_mirrors
 from circuitsearch.search.units import Choices
 

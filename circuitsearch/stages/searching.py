@@ -17,9 +17,9 @@ from circuitsearch.core.scores import Scores
 from circuitsearch.search import transfer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import open_storage
+from circuitsearch.search.storage.connection import open_storage
+from circuitsearch.search.storage.view import StudyStatus, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.search.view import StudyStatus, TrialRecord, differences
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
 from circuitsearch.workspace import Workspace
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from optuna.storages import RDBStorage
 
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
 
 _VARIABLE = "CIRCUITSEARCH_TEST_POSTGRES"
 _LOCAL = "postgresql://postgres@127.0.0.1:5432/test"

@@ -13,11 +13,11 @@ from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Ledger, Outlook, Terms
-from circuitsearch.search.rows import Outcome, Row
-from circuitsearch.search.storage import close_storage, open_storage
-from circuitsearch.search.transactions import create_study, set_stop
-from circuitsearch.search.workers import worker_name
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.ledger import Ledger, Outlook, Terms
+from circuitsearch.search.storage.rows import Outcome, Row
+from circuitsearch.search.storage.transactions import create_study, set_stop
+from circuitsearch.search.storage.workers import worker_name
 from tests.search_fixtures import Landscape, make_space
 
 TERMS = Terms(trainings=3, max_failures=1, lease=60.0, attempts=2)
@@ -180,7 +180,7 @@ def test_a_plan_whose_workers_die_fails(ledger: Ledger) -> None:
 
 def test_a_dead_process_of_this_machine_loses_its_plan_at_once(ledger: Ledger) -> None:
     script = (
-        "from circuitsearch.search.workers import worker_name\n"
+        "from circuitsearch.search.storage.workers import worker_name\n"
         "with worker_name() as name: print(name)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

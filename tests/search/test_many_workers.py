@@ -11,8 +11,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from circuitsearch.search.storage import close_storage, open_storage
-from circuitsearch.search.view import StudyView
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.view import StudyView
 from tests.search_fixtures import Landscape
 from tests.search_processes import begun, create_and_work, new_study, space, work, workers
 

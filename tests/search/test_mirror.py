@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search import mirror as module
-from circuitsearch.search.mirror import Finished, Mirror
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage import mirror as module
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.mirror import Finished, Mirror
 from circuitsearch.search.study import Study
 from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit, make_space

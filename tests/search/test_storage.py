@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.search import storage as module
-from circuitsearch.search.storage import (
+from circuitsearch.search.storage import connection as module
+from circuitsearch.search.storage.connection import (
     READ_ONLY,
     close_storage,
     masked,

@@ -23,9 +23,9 @@ from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.samplers import SpaceExhaustedError
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.view import StudyStatus, StudyView, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.search.view import StudyStatus, StudyView, TrialRecord, differences
 from tests.search_fixtures import Landscape, limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 import pytest
 
-from circuitsearch.search.storage import close_storage, open_storage
-from circuitsearch.search.view import StudyView
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.view import StudyView
 from tests.search_fixtures import run_story
 from tests.search_processes import processes
 

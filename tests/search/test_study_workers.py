@@ -13,10 +13,10 @@ from optuna.storages import RDBStorage
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Terms
-from circuitsearch.search.rows import Row
+from circuitsearch.search.storage.ledger import Terms
+from circuitsearch.search.storage.rows import Row
+from circuitsearch.search.storage.view import StudyStatus, StudyView
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.search.view import StudyStatus, StudyView
 from tests.search_fixtures import Landscape, limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))

@@ -18,14 +18,14 @@ from circuitsearch.core.errors import ConfigError, StorageError, TrainingError
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Terms
-from circuitsearch.search.storage import close_storage, open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.ledger import Terms
+from circuitsearch.search.storage.tables import SCHEMA, results
+from circuitsearch.search.storage.transactions import LEGACY
+from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.study import Study
-from circuitsearch.search.tables import SCHEMA, results
-from circuitsearch.search.transactions import LEGACY
 from circuitsearch.search.transfer import backup, copy, fork, list_studies
 from circuitsearch.search.upgrade import upgrade
-from circuitsearch.search.view import StudyView
 from tests.search_fixtures import Landscape, limit, make_space
 
 LIMITS: tuple[str | LimitSpec, ...] = ("40%", limit("50%", "macs"))

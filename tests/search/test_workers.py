@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.search import workers
-from circuitsearch.search.workers import heartbeat, is_dead, worker_name
+from circuitsearch.search.storage import workers
+from circuitsearch.search.storage.workers import heartbeat, is_dead, worker_name
 
 
 def test_a_name_says_host_and_process_and_is_unique() -> None:

@@ -33,9 +33,9 @@ import optuna
 from circuitsearch.core.files import write_json
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.storage import close_storage, open_storage, storage_url
+from circuitsearch.search.storage.connection import close_storage, open_storage, storage_url
+from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.study import Study
-from circuitsearch.search.view import StudyView
 from tests.search_fixtures import Landscape
 from tests.search_processes import log_line, processes, space
 

@@ -30,14 +30,14 @@ from circuitsearch.core.budget import Budget
 from circuitsearch.core.files import write_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape, EncoderShape, TeacherShape
-from circuitsearch.search.ledger import Ledger
-from circuitsearch.search.mirror import Finished, Mirror
-from circuitsearch.search.recall import Recall
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import close_storage, masked, open_storage, storage_url
+from circuitsearch.search.storage.connection import close_storage, masked, open_storage, storage_url
+from circuitsearch.search.storage.ledger import Ledger
+from circuitsearch.search.storage.mirror import Finished, Mirror
+from circuitsearch.search.storage.recall import Recall
+from circuitsearch.search.storage.view import TrialRecord
 from circuitsearch.search.study import Study
 from circuitsearch.search.units import Choices
-from circuitsearch.search.view import TrialRecord
 from tests.search_fixtures import Landscape, limit
 
 RESULT = Path(__file__).parents[3] / "results" / "search" / "overhead.json"

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.search.tables import metadata
+from circuitsearch.search.storage.tables import metadata
 
 __all__ = [
     "READ_ONLY",

@@ -36,8 +36,8 @@ from circuitsearch.core.errors import ConfigError, PlanError
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.samplers import FAILURE
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import masked, storage_errors
-from circuitsearch.search.tables import (
+from circuitsearch.search.storage.connection import masked, storage_errors
+from circuitsearch.search.storage.tables import (
     OPTUNA_SCHEMA,
     optuna_studies,
     optuna_system_attributes,
@@ -46,7 +46,13 @@ from circuitsearch.search.tables import (
     optuna_values,
     optuna_version,
 )
-from circuitsearch.search.transactions import LEGACY, MIRROR, no_study, optuna_attributes, reading
+from circuitsearch.search.storage.transactions import (
+    LEGACY,
+    MIRROR,
+    no_study,
+    optuna_attributes,
+    reading,
+)
 
 __all__ = ["Finished", "Mirror", "mirror_name"]
 

@@ -25,12 +25,12 @@ from circuitsearch.core.errors import ConfigError, StorageError, choice_problem
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Ledger
-from circuitsearch.search.rows import Row
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage import masked
-from circuitsearch.search.transactions import read_phases, read_study
+from circuitsearch.search.storage.connection import masked
+from circuitsearch.search.storage.ledger import Ledger
+from circuitsearch.search.storage.rows import Row
+from circuitsearch.search.storage.transactions import read_phases, read_study
 
 __all__ = [
     "StudyStatus",

@@ -11,12 +11,12 @@ from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.files import canonical_json, content_hash
-from circuitsearch.search.mirror import Mirror
-from circuitsearch.search.rows import is_stale
-from circuitsearch.search.storage import masked
-from circuitsearch.search.tables import claims, phases, studies
-from circuitsearch.search.transactions import create_study, find_study, locked, read_study
-from circuitsearch.search.view import StudyView, differences
+from circuitsearch.search.storage.connection import masked
+from circuitsearch.search.storage.mirror import Mirror
+from circuitsearch.search.storage.rows import is_stale
+from circuitsearch.search.storage.tables import claims, phases, studies
+from circuitsearch.search.storage.transactions import create_study, find_study, locked, read_study
+from circuitsearch.search.storage.view import StudyView, differences
 
 __all__ = ["add_phase", "check_versions", "register"]
 

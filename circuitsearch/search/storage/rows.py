@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy.engine import RowMapping
 
 from circuitsearch.core.measurement import Measurement
-from circuitsearch.search.mirror import Finished
-from circuitsearch.search.workers import is_dead
+from circuitsearch.search.storage.mirror import Finished
+from circuitsearch.search.storage.workers import is_dead
 
 __all__ = ["Outcome", "Row", "finished", "is_stale", "read_row"]
 

@@ -30,10 +30,10 @@ from optuna.storages import RDBStorage
 from circuitsearch.core.errors import TrainingError, integer_problems, number_problems
 from circuitsearch.core.files import canonical_json
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.mirror import Mirror
-from circuitsearch.search.rows import Outcome, Row, finished, read_row
-from circuitsearch.search.tables import claims, results
-from circuitsearch.search.transactions import Locked, clock, locked, reading
+from circuitsearch.search.storage.mirror import Mirror
+from circuitsearch.search.storage.rows import Outcome, Row, finished, read_row
+from circuitsearch.search.storage.tables import claims, results
+from circuitsearch.search.storage.transactions import Locked, clock, locked, reading
 
 __all__ = ["Ledger", "Outlook", "Terms"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from circuitsearch.core.errors import PlanError
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.ledger import Ledger
 from circuitsearch.search.samplers import History
 from circuitsearch.search.space import Bits, Space
+from circuitsearch.search.storage.ledger import Ledger
 
 __all__ = ["Recall"]
 

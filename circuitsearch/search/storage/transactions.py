@@ -1,8 +1,8 @@
 """Transactions on the tables of a search, and what they hold about whole studies.
 
 Every decision is one transaction that locks the study's row first (`locked`): `BEGIN IMMEDIATE` on
-SQLite (`storage`), `SELECT ... FOR UPDATE` on PostgreSQL. Its time is that of the database's clock,
-so the clocks of the workers need not agree.
+SQLite (`connection`), `SELECT ... FOR UPDATE` on PostgreSQL. Its time is that of the database's
+clock, so the clocks of the workers need not agree.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import ConfigError, StorageError, nearest
 from circuitsearch.core.files import canonical_json
-from circuitsearch.search.storage import READ_ONLY, masked, storage_errors
-from circuitsearch.search.tables import SCHEMA, optuna_studies, phases, studies
+from circuitsearch.search.storage.connection import READ_ONLY, masked, storage_errors
+from circuitsearch.search.storage.tables import SCHEMA, optuna_studies, phases, studies
 
 __all__ = [
     "LEGACY",
