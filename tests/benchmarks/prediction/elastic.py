@@ -63,12 +63,14 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
+    Setting("even", 1800),
+    Setting("even", 1800, seed=1),
+    Setting("even", 1800, seed=2),
     Setting("uniform", 1200),
     Setting("uniform", 1800),
     Setting("uniform", 1800, seed=1),
     Setting("sandwich", 1800),
     Setting("weighted", 1800),
-    Setting("even", 1800),
     Setting("uniform", 1800, rate=2e-3),
     Setting("uniform", 1800, rate=4e-3),
     Setting("uniform", 3600, batch=32),
@@ -77,6 +79,7 @@ SETTINGS = (
     Setting("uniform", 900, seed=1),
 )
 MEANS = (
+    (Setting("even", 1800), Setting("even", 1800, seed=1)),
     (Setting("uniform", 1800), Setting("uniform", 1800, seed=1)),
     (Setting("uniform", 900), Setting("uniform", 900, seed=1)),
 )

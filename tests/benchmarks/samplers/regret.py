@@ -10,12 +10,16 @@ table minus the best found so far, in ANLS points (hundredths). Priors: `circuit
 teacher's components and the elastic teacher's ranking) and `misleading` (both shuffled, by seed).
 Samplers that use neither are run once. `elastic order` is the ranking without any learning.
 Writes OUT.json and OUT.md.
+
+`--distil` asks the trainer for plans that are proposed and not on record (OUT.json keeps them), so
+that informed samplers search the whole space; `random` still draws from the table, which should be
+a random sample then. `--against OTHER.json` measures regret from the best of another table.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ import numpy as np
 import optuna
 
 from circuitsearch.configfile import load_config
-from circuitsearch.core.files import read_json, seed_from, write_json, write_text
+from circuitsearch.core.files import content_hash, read_json, seed_from, write_json, write_text
 from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
@@ -32,7 +36,7 @@ from circuitsearch.search.space import Bits, Space
 from circuitsearch.search.worths import unit_worths
 from circuitsearch.workspace import Workspace
 
-SEEDS, EVALUATIONS, SHOWN = 20, 30, (1, 3, 5, 10, 20, 30)
+SHOWN = (1, 3, 5, 10, 20, 30)
 INFORMED = ("elastic", "circuit", "tpe", "nsga2", "prior")
 
 
@@ -42,60 +46,115 @@ def main() -> None:
     parser.add_argument("search", type=Path)
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--distil", action="store_true")
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--samplers", nargs="*", default=[*REGISTRY, "elastic order"])
     options = parser.parse_args()
     pipeline = Pipeline(Workspace(load_config(options.search), reporter(quiet=False)))
     space = pipeline.space
-    truth = {
-        space.bits(Plan.parse(row["plan"])): float(row["quality"])
-        for row in read_json(options.truth)["plans"]
-    }
+    table_of = read_json(options.truth)
+    truth = Truth(space, table_of["plans"])
+    if options.distil:
+        truth.ask(pipeline, table_of["objective"], options.out.with_suffix(".json"))
     effects = {e.component: e.effect or 0.0 for e in pipeline.scores.components}
     prior = Prior(unit_worths(space, effects), tuple(pipeline.elastic_ranking))
-    runs = [(name, "circuit") for name in (*REGISTRY, "elastic order")]
-    runs += [(name, "misleading") for name in (*INFORMED, "elastic order")]
-    rows = {f"{name}, {kind}": curves(space, name, kind, prior, truth) for name, kind in runs}
+    runs = [(name, "circuit") for name in options.samplers]
+    if not options.distil:  # a misled sampler would have to distil most of the space
+        runs += [(n, "misleading") for n in (*INFORMED, "elastic order") if n in options.samplers]
+    size = options.evaluations, options.seeds
+    found = {
+        f"{name}, {kind}": curves(space, name, kind, prior, truth, size) for name, kind in runs
+    }
+    against = read_json(options.against)["plans"] if options.against else []
+    best = max((row["quality"] for row in against), default=max(truth.known.values()))
     result = {
         "search": pipeline.work.config.name,
         "feasible": space.count(),
-        "plans": len(truth),
-        "best": max(truth.values()),
-        "seeds": SEEDS,
-        "regret": {name: [list(map(float, c)) for c in values] for name, values in rows.items()},
+        "plans": len(table_of["plans"]),
+        "best": best,
+        "best of": options.against.stem if options.against else "the table",
+        "seeds": options.seeds,
+        "asked": truth.asked,
+        "regret": {name: [(100 * (best - c)).tolist() for c in one] for name, one in found.items()},
     }
     write_json(options.out.with_suffix(".json"), result)
     write_text(options.out.with_suffix(".md"), table(result))
 
 
+class Truth:
+    """Quality of distilled plans, and where asked to, a trainer for those that are missing.
+
+    Args:
+        space: the search's plans.
+        rows: plans with their quality.
+    """
+
+    def __init__(self, space: Space, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hold the table."""
+        self._space = space
+        self.known = {space.bits(Plan.parse(row["plan"])): float(row["quality"]) for row in rows}
+        self.table = frozenset(self.known)
+        self.asked: list[dict[str, Any]] = []
+        self.missing = {space.bits(plan) for plan in space.enumerate()} - self.known.keys()
+        self._trainer: Any = None
+
+    def ask(self, pipeline: Pipeline, objective: str, path: Path) -> None:
+        """Distil what is missing from now on; go on with what an earlier run distilled."""
+        config = pipeline.work.config
+        here = content_hash([pipeline.trainer.objective(config.distill.steps), config.seed])
+        if here != objective:
+            raise SystemExit(f"the table was made with another training ({objective}, now {here})")
+        self._trainer, self._path = pipeline.trainer, path
+        self.missing = set()
+        if path.exists():
+            self.asked = read_json(path)["asked"]
+            for row in self.asked:
+                self.known[self._space.bits(Plan.parse(row["plan"]))] = row["quality"]
+
+    def __call__(self, bits: Bits) -> float:
+        """Return the quality of a plan."""
+        if bits not in self.known:
+            plan = self._space.plan(bits)
+            quality = self._trainer(plan, "sampler").quality
+            self.known[bits] = quality
+            self.asked.append({"plan": str(plan), "quality": quality})
+            write_json(self._path, {"asked": self.asked})
+        return self.known[bits]
+
+
 def curves(
-    space: Space, name: str, kind: str, prior: Prior, truth: Mapping[Bits, float]
+    space: Space, name: str, kind: str, prior: Prior, truth: Truth, size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Return one regret curve per seed, [evaluations] in ANLS points."""
+    """Return per seed the best quality found so far, [evaluations]."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    evaluations, seeds = size
     found = []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         known = prior if kind == "circuit" else misleading(prior, seed)
-        found.append(curve(space, name, known, truth, seed))
+        found.append(curve(space, name, known, truth, seed, evaluations))
     return found
 
 
 def curve(
-    space: Space, name: str, prior: Prior, truth: Mapping[Bits, float], seed: int
+    space: Space, name: str, prior: Prior, truth: Truth, seed: int, evaluations: int
 ) -> np.ndarray:
-    """Return the regret after each evaluation of one run."""
-    unknown = {space.bits(plan) for plan in space.enumerate()} - truth.keys()
+    """Return the best quality after each evaluation of one run."""
+    taken = set(truth.missing)
+    if name == "random":
+        taken = {space.bits(plan) for plan in space.enumerate()} - truth.table
     order = [space.bits(plan) for plan, _ in sorted(prior.ranking, key=lambda row: row[1])]
-    order = [bits for bits in order if bits in truth]
+    order = [bits for bits in order if bits not in taken]
     sampler = None if name == "elastic order" else REGISTRY[name](space, prior, seed, "single")
     tried: list[Bits] = []
-    for place in range(min(EVALUATIONS, len(truth))):
-        if sampler is None:
-            tried.append(order[place])
-            continue
-        values = np.array([truth[bits] for bits in tried])
+    values: list[float] = []
+    for place in range(min(evaluations, len(order))):
         plans = np.array(tried, dtype=float).reshape(len(tried), len(space.units))
-        tried.append(sampler.propose(History(plans, values, frozenset(unknown | set(tried)))))
-    best = np.maximum.accumulate([truth[bits] for bits in tried])
-    return 100.0 * (max(truth.values()) - best)
+        history = History(plans, np.array(values), frozenset(taken | set(tried)))
+        tried.append(order[place] if sampler is None else sampler.propose(history))
+        values.append(truth(tried[-1]))
+    return np.maximum.accumulate(values)
 
 
 def misleading(prior: Prior, seed: int) -> Prior:
@@ -110,14 +169,17 @@ def misleading(prior: Prior, seed: int) -> Prior:
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as Markdown."""
-    shown = [count for count in SHOWN if count <= result["plans"]]
+    length = min(len(one[0]) for one in result["regret"].values())
+    shown = [count for count in SHOWN if count <= length]
     lines = [
         f"# Regret of samplers on distilled students: {result['search']}",
         "",
-        f"{result['plans']} of {result['feasible']} feasible plans were distilled; the best "
-        f"of them reaches ANLS {result['best']:.3f}. Regret in ANLS points (hundredths) after "
-        f"so many trainings, mean over {result['seeds']} seeds (standard deviation at 10), and "
-        "the share of seeds within one point after 20.",
+        f"{result['plans']} of {result['feasible']} feasible plans were distilled"
+        + (f", and {len(result['asked'])} more that samplers asked for" if result["asked"] else "")
+        + f"; the best of {result['best of']} reaches ANLS {result['best']:.3f}. Regret in ANLS "
+        "points (hundredths; negative: better than that) after so many trainings, mean over "
+        f"{result['seeds']} seeds (standard deviation at 10), and the share of seeds within one "
+        "point after 20.",
         "",
         "| sampler, prior | "
         + " | ".join(f"@{count}" for count in shown)
