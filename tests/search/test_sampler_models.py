@@ -271,3 +271,21 @@ def test_repaired_samplers_learn() -> None:
             [regret(RandomSampler(SPACE, None, seed), landscape, 40) for seed in (0, 1, 2)]
         )
         assert found < blind
+
+
+def test_a_listed_space_gets_the_proposals_of_the_integer_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    landscape = Landscape.random(SPACE, 3)
+
+    def proposals(listed: int) -> list[tuple[int, ...]]:
+        monkeypatch.setattr("circuitsearch.search.samplers.base._LISTED", listed)
+        sampler = CircuitSampler(SPACE, landscape.knowledge(), seed=1)
+        tried: list[tuple[int, ...]] = []
+        for _ in range(40):
+            values = np.array([landscape.quality(SPACE.plan(bits)) for bits in tried])
+            plans = np.array(tried, dtype=float).reshape(len(tried), len(SPACE.units))
+            tried.append(sampler.propose(History(plans, values, frozenset(tried))))
+        return tried
+
+    assert proposals(10**6) == proposals(0)

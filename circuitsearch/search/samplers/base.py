@@ -9,7 +9,8 @@ therefore proposes what the uninterrupted one would have proposed, without any s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from optuna.trial import FrozenTrial
 
 from circuitsearch.core.errors import CircuitSearchError, ConfigError
 from circuitsearch.core.files import seed_from
-from circuitsearch.search.knapsack import solve
+from circuitsearch.search.knapsack import solve, tie_broken
 from circuitsearch.search.space import Bits, Space
 
 from .history import Array, History
@@ -30,7 +31,9 @@ __all__ = ["OBJECTIVES", "FeasibleSampler", "Objective", "SpaceExhaustedError"]
 
 Objective = Literal["single", "pareto"]
 OBJECTIVES: tuple[Objective, ...] = ("single", "pareto")
-_DRAWS = 20  # draws before the integer program takes over
+_DRAWS = 20  # draws before the best untried plan is worked out
+_LISTED = 4096
+"""Spaces of so many plans are listed; of larger ones the integer program finds the best plan."""
 
 
 class SpaceExhaustedError(CircuitSearchError):
@@ -124,12 +127,31 @@ class FeasibleSampler(BaseSampler, ABC):
             bits = next(candidates, None)
             if bits is not None and bits not in history.taken:
                 return bits
-        best = solve(self.worths(history, rng), self.space, sorted(history.taken))
+        best = self._best_untried(self.worths(history, rng), history.taken)
         if best is None:
             raise SpaceExhaustedError(
                 f"All {self.space.count()} feasible plans have been tried; the search is complete"
             )
         return best
+
+    def _best_untried(self, worths: Array, taken: Collection[Bits]) -> Bits | None:
+        """Return the untried plan of largest worth; None when every feasible plan was tried.
+
+        A space that is small enough is listed once: a program with a cut per tried plan takes a
+        quarter of a second when a few hundred are tried.
+        """
+        if self.space.count() > _LISTED:
+            return solve(worths, self.space, sorted(taken))
+        scores = self._listed @ tie_broken(worths)
+        order = np.argsort(-scores, kind="stable")
+        plans = (tuple(map(int, self._listed[row])) for row in order)
+        return next((bits for bits in plans if bits not in taken), None)
+
+    @cached_property
+    def _listed(self) -> Array:
+        """Every feasible plan, [plans, units]."""
+        rows = [self.space.bits(plan) for plan in self.space.enumerate()]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.space.units))
 
     def _within_reach(self, rng: np.random.Generator) -> Space:
         """Return the space under a random share of its budget that some legal student meets."""
