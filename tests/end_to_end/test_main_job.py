@@ -1,31 +1,14 @@
-"""The main job from the command line: run, run again, kill, interrupt, use the student."""
+"""The main job from the command line: run, run again, use the student, read the study."""
 
 import json
 import os
-import re
-import signal
-import subprocess
-import time
 
 import pytest
-from filelock import FileLock
 from PIL import Image
 
-from tests.end_to_end.shell import COMMAND, ROOT, circuitsearch, environment
+from tests.end_to_end.conftest import SEARCH
+from tests.end_to_end.shell import circuitsearch
 
-SEARCH = """\
-name: small
-output: {output}
-teacher: {teacher}
-data: {{source: rendered, train: 24, score: 4, select: 5, final: 6}}
-budget:
-  - {{quantity: parameters, limit: 50%}}
-  - {{quantity: macs, limit: 70%}}
-elastic: {{steps: 6}}
-distill: {{steps: 6, batch: 8}}
-exhaustive: {{top: 2}}
-search: {{trainings: 3, warm_scores: 1, warm_elastic: 1}}
-"""
 FILES = [
     "search.yaml",
     "scores.json",
@@ -41,21 +24,6 @@ FILES = [
     "student/config.json",
     "student/model.safetensors",
 ]
-
-
-def write_search(folder, teacher, name="out"):
-    path = folder / f"{name}.yaml"
-    path.write_text(SEARCH.format(output=folder / name, teacher=teacher))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_folder):
-    """A search that ran through."""
-    folder = tmp_path_factory.mktemp("search")
-    path = write_search(folder, tiny_folder)
-    done = circuitsearch("run", path)
-    return path, folder / "out", done
 
 
 def test_it_writes_everything_and_prints_table_and_places(finished):
@@ -127,52 +95,6 @@ def test_a_plan_of_ones_own_is_distilled(finished, tmp_path):
     )
     assert json.loads(made.stdout)["plan"] == "M0 C3"
     assert (output / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("delay", [4.0, 7.0])
-def test_killed_and_run_again_it_ends_in_the_same_table(finished, tmp_path, tiny_folder, delay):
-    _, reference, _ = finished
-    path = write_search(tmp_path, tiny_folder)
-    with subprocess.Popen(
-        [*COMMAND, "run", str(path)], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL
-    ) as process:
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-    circuitsearch("run", path)
-    table = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert table == json.loads((reference / "result.json").read_text())
-
-
-def test_interrupted_once_it_stops_and_says_how_to_go_on(tmp_path, tiny_folder):
-    path = write_search(tmp_path, tiny_folder)
-    seen = ""
-    with subprocess.Popen(
-        [*COMMAND, "run", str(path)],
-        env=environment() | {"PYTHONUNBUFFERED": "1"},
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a background shell starts its children deaf to Ctrl-C; a terminal does not
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        for line in process.stderr:
-            seen += line
-            if "encoding pages" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        seen += process.stderr.read()
-    assert process.returncode == 130, seen
-    assert "Traceback" not in seen
-    assert re.search(rf"go on with: circuitsearch resume {re.escape(str(tmp_path / 'out'))}", seen)
-
-
-def test_a_second_process_is_kept_out(tmp_path, tiny_folder):
-    path = write_search(tmp_path, tiny_folder)
-    (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"):
-        done = circuitsearch("run", path, code=4)
-        assert "another process runs this search" in done.stderr
-        circuitsearch("validate", path)
 
 
 def test_an_output_folder_of_another_search_is_refused(finished, tmp_path, tiny_folder):

@@ -1,0 +1,59 @@
+"""The main job when it does not run through: killed, interrupted, started twice."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from filelock import FileLock
+
+from tests.end_to_end.conftest import write_search
+from tests.end_to_end.shell import COMMAND, ROOT, circuitsearch, environment
+
+
+@pytest.mark.parametrize("delay", [4.0, 7.0])
+def test_killed_and_run_again_it_ends_in_the_same_table(finished, tmp_path, tiny_folder, delay):
+    _, reference, _ = finished
+    path = write_search(tmp_path, tiny_folder)
+    with subprocess.Popen(
+        [*COMMAND, "run", str(path)], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+    circuitsearch("run", path)
+    table = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert table == json.loads((reference / "result.json").read_text())
+
+
+def test_interrupted_once_it_stops_and_says_how_to_go_on(tmp_path, tiny_folder):
+    path = write_search(tmp_path, tiny_folder)
+    seen = ""
+    with subprocess.Popen(
+        [*COMMAND, "run", str(path)],
+        env=environment() | {"PYTHONUNBUFFERED": "1"},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a background shell starts its children deaf to Ctrl-C; a terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        for line in process.stderr:
+            seen += line
+            if "encoding pages" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        seen += process.stderr.read()
+    assert process.returncode == 130, seen
+    assert "Traceback" not in seen
+    assert re.search(rf"go on with: circuitsearch resume {re.escape(str(tmp_path / 'out'))}", seen)
+
+
+def test_a_second_process_is_kept_out(tmp_path, tiny_folder):
+    path = write_search(tmp_path, tiny_folder)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        done = circuitsearch("run", path, code=4)
+        assert "another process runs this search" in done.stderr
+        circuitsearch("validate", path)
