@@ -116,7 +116,7 @@ def compare(
         view = residual_decoder(student)
         with only_layers_train(view) as named:
             trainer = Trainer(view, features, recipe, 0, plan_of_step, named)
-            times.append(timed(what, lambda step, t=trainer: t.step(step, 1.0), steps))
+            times.append(timed(what, lambda step, t=trainer, w=trainer.weights(): t.step(step, w), steps))
     student = build_student(teacher, Plan.parse(PLAN)).decoder
     named = [p for n, p in student.named_parameters() if ".layers." in n]
     optimizer = torch.optim.AdamW(named)
