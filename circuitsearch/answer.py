@@ -10,9 +10,9 @@ from PIL import Image, UnidentifiedImageError
 import circuitsearch.students  # noqa: F401
 from circuitsearch.core.errors import DataError
 from circuitsearch.teacher.answering import generate_answers
-from circuitsearch.teacher.loading import load_teacher
+from circuitsearch.teacher.loading import Teacher, load_teacher
 
-__all__ = ["answer_question"]
+__all__ = ["answer_question", "check_question", "read_page"]
 
 
 def answer_question(checkpoint: str, image: Path, question: str) -> str:
@@ -27,21 +27,44 @@ def answer_question(checkpoint: str, image: Path, question: str) -> str:
         ConfigError: If the checkpoint cannot be used.
         DataError: If the image cannot be read or the question is empty or too long.
     """
-    if not question.strip():
-        raise DataError("question: it is empty; ask something")
+    _check_asked(question)
+    page = read_page(image)
+    model = load_teacher(checkpoint)
+    check_question(model, question)
+    pixels = model.pixel_values([page])
+    return generate_answers(model.model, model.tokens, pixels, [0], [question])[0]
+
+
+def read_page(image: Path) -> Image.Image:
+    """Read an image file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         with Image.open(image) as file:
-            page = file.convert("RGB")
+            return file.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{image}: no such file") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{image}: not an image that can be read ({error})") from error
-    model = load_teacher(checkpoint)
+
+
+def check_question(model: Teacher, question: str) -> None:
+    """Refuse a question that is empty, or leaves a model no room for an answer.
+
+    Raises:
+        DataError: If it is.
+    """
+    _check_asked(question)
     length = len(model.tokens.prompt_ids(question))
     if length >= model.max_length:
         raise DataError(
             f"question: the prompt takes {length} tokens, the model has room for "
             f"{model.max_length} with the answer; shorten it"
         )
-    pixels = model.pixel_values([page])
-    return generate_answers(model.model, model.tokens, pixels, [0], [question])[0]
+
+
+def _check_asked(question: str) -> None:
+    if not question.strip():
+        raise DataError("question: it is empty; ask something")

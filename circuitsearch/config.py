@@ -9,10 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from circuitsearch.core.budget import LimitSpec
-from circuitsearch.core.cost import Accounting, Generation, Quantity, Scope
+from circuitsearch.core.budget import Limited, LimitSpec
+from circuitsearch.core.components import SubLayer
+from circuitsearch.core.cost import QUANTITIES, Accounting, Generation, Scope
+from circuitsearch.core.errors import PlanError, choice_problem
+from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
 from circuitsearch.search.units import AttentionUnits
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "DistillConfig",
     "DocVQAData",
     "ElasticConfig",
+    "EvaluationConfig",
     "ExhaustiveConfig",
     "FinalConfig",
     "LimitConfig",
@@ -37,6 +41,30 @@ SPLITS = ("train", "score", "select", "final")
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+LossName = Literal[
+    "cross_entropy",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "hidden_mse",
+    "hidden_cosine",
+    "self_attention_kl",
+    "cross_attention_kl",
+]
+LossWeight = Annotated[float, Field(ge=0)] | Literal["balanced"]
+
+
+def _place(text: str) -> str:
+    """Check a place of the stream: `end`, or the name of a sub-layer."""
+    if text != "end":
+        try:
+            SubLayer.parse(text)
+        except PlanError as error:
+            raise ValueError(f"write 'end', or a sub-layer ({error})") from error
+    return text
+
+
+Place = Annotated[str, AfterValidator(_place)]
 
 
 class _Section(BaseModel):
@@ -53,19 +81,23 @@ class RenderedData(_Section):
     final: Count = Field(150, description="pages of the final comparison, used once per student")
 
 
+SplitName = Literal["train", "score", "select", "final"]
+
+
 class _FilesData(_Section):
     faults: Literal["error", "skip"] = Field(
         "error", description="broken rows: stop, or skip and count"
     )
-    shares: dict[Literal["train", "score", "select", "final"], Share] = Field(
+    shares: dict[SplitName, Share] = Field(
         default={"train": 0.6, "score": 0.1, "select": 0.1, "final": 0.2},
         description="share of the documents per split; a split never cuts a document",
     )
 
     @field_validator("shares")
     @classmethod
-    def _all_splits(cls, shares: dict[str, float]) -> dict[str, float]:
-        missing = [name for name in SPLITS if name not in shares]
+    def _all_splits(cls, shares: dict[SplitName, float]) -> dict[SplitName, float]:
+        # whether `train` has to be there is for the whole section to say
+        missing = [name for name in SPLITS if name not in shares and name != "train"]
         if missing:
             raise ValueError(
                 f"missing {', '.join(missing)}; give a share for each of {', '.join(SPLITS)}"
@@ -75,14 +107,47 @@ class _FilesData(_Section):
         return shares
 
 
+    @model_validator(mode="after")
+    def _train_once(self) -> _FilesData:
+        apart = getattr(self, "train", None) is not None
+        if apart and "train" in self.shares:
+            raise ValueError(
+                "shares.train: the pages to distil on are in data.train, a file of their own; "
+                "leave this share out"
+            )
+        if not apart and "train" not in self.shares:
+            raise ValueError(
+                f"shares: missing train; give a share for each of {', '.join(SPLITS)}"
+            )
+        return self
+
+
 class DocVQAData(_FilesData):
-    """A data set in DocVQA's official JSON format."""
+    """A data set in DocVQA's official JSON format.
+
+    With `train`, `path` is dealt 20/20/60 to scores, selection and the final comparison, as
+    Donut-MINT deals DocVQA's validation file.
+    """
 
     source: Literal["docvqa"]
     path: Path = Field(description="the JSON file")
+    train: Path | None = Field(
+        None, description="a JSON file to distil on; `path` then serves the other splits alone"
+    )
+    train_images: Path | None = Field(
+        None, description="root of its image paths; default that file's folder"
+    )
     images: Path | None = Field(
         None, description="root of the image paths; default the JSON's folder"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dealt(cls, given: Any) -> Any:
+        """Deal 20/20/60 where the pages to distil on are a file of their own."""
+        if isinstance(given, dict) and given.get("train") is not None and "shares" not in given:
+            return {**given, "shares": {"score": 0.2, "select": 0.2, "final": 0.6}}
+        return given
 
 
 class RowsData(_FilesData):
@@ -102,12 +167,37 @@ DataConfig = Annotated[RenderedData | DocVQAData | RowsData, Field(discriminator
 class LimitConfig(_Section):
     """One limit of the budget; a plan must keep all of them."""
 
-    quantity: Quantity
-    limit: str | int = Field(
-        description="`31.25%` of the teacher, `20M`, `20Mi`, `757G` or a number"
+    quantity: Limited = Field(
+        description="parameters, macs; latency or memory, measured on this machine for one answer"
     )
-    scope: Scope = "decoder"
-    accounting: Accounting = "paper"
+    limit: str | int = Field(
+        description="`31.25%` of the teacher, `20M`, `20Mi`, `757G` or a number; of a latency "
+        "`12ms`, of memory `1.5GiB`"
+    )
+    scope: Scope = Field("decoder", description="of a latency or memory: decoder or total")
+    accounting: Accounting | None = Field(
+        None, description="`paper` (the default) or `cached`; none for latency and memory"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted(cls, given: Any) -> Any:
+        """Fill in the accounting of what is counted."""
+        if isinstance(given, dict) and given.get("quantity") in QUANTITIES:
+            return {**given, "accounting": given.get("accounting") or "paper"}
+        return given
+
+    @model_validator(mode="after")
+    def _of_what_is_measured(self) -> LimitConfig:
+        """Refuse words that a measured limit does not have."""
+        if self.quantity in MEASURED and self.accounting is not None:
+            raise ValueError(f"a measured {self.quantity} has no accounting; leave it out")
+        if self.quantity in MEASURED and self.scope not in MEASURED_SCOPES:
+            raise ValueError(
+                f"scope: got {self.scope!r}, a measured {self.quantity} has "
+                f"{' and '.join(MEASURED_SCOPES)}"
+            )
+        return self
 
     def spec(self) -> LimitSpec:
         """Return the limit as floor 0 knows it."""
@@ -115,7 +205,7 @@ class LimitConfig(_Section):
 
 
 class GenerationConfig(_Section):
-    """The generation that MACs are counted for (the paper's: 42 prompt tokens, 34 passes)."""
+    """The generation that MACs are counted for and speed is measured for (42 and 34: the paper)."""
 
     prompt: Count = 42
     passes: Count = 34
@@ -165,7 +255,7 @@ class SpaceConfig(_Section):
         default_factory=list,
         description="neurons kept, ascending, as choices beside the whole feed-forward",
     )
-    replacements: list[Literal["mean", "linear", "alone"]] = Field(
+    replacements: list[Literal["mean", "linear", "alone", "token"]] = Field(
         default_factory=list, description="stand-ins offered wherever they are legal"
     )
 
@@ -173,10 +263,11 @@ class SpaceConfig(_Section):
 class ElasticConfig(_Section):
     """The elastic teacher: the decoder distilled under a random feasible plan at every step."""
 
-    steps: Annotated[int, Field(ge=0)] = Field(1800, description="0 leaves the elastic teacher out")
+    steps: Annotated[int, Field(ge=0)] = Field(3600, description="0 leaves the elastic teacher out")
+    batch: Count = Field(32, description="questions per step; many small steps meet more plans")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    rule: Literal["even", "uniform", "sandwich", "weighted"] = Field(
-        "even", description="which plan trains at which step (`search.elastic`)"
+    rule: Literal["uniform", "even", "sandwich", "weighted"] = Field(
+        "uniform", description="which plan trains at which step (`search.elastic`)"
     )
 
 
@@ -190,10 +281,37 @@ class DistillConfig(_Section):
         0.05, description="share of the steps in which the learning rate rises"
     )
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    kd_weight: Annotated[float, Field(ge=0)] | Literal["balanced"] = Field(
-        "balanced",
-        description="weight of the KL term; balanced: both terms of similar size at first",
+    accumulate: Count = Field(
+        1, description="parts a step's batch is cut into: less memory, the same gradient"
     )
+    preset: Literal["donut-mint", "puzzle", "vlm-compression", "minitron", "kl"] = Field(
+        "donut-mint", description="a paper's mix of losses (docs/distillation.md)"
+    )
+    losses: dict[LossName, LossWeight] = Field(
+        default_factory=dict,
+        description="losses and their weights instead of the preset's, in order; balanced: terms "
+        "of similar size at first",
+    )
+    kd_weight: LossWeight | None = Field(
+        None, description="shorthand: another weight for forward_kl, here or in the preset"
+    )
+    hidden_map: list[tuple[Place, Place]] = Field(
+        [("end", "end")],
+        min_length=1,
+        description="where losses of hidden states compare: [student's place, teacher's place]; a "
+        "sub-layer (C3) is the stream behind it, also where it was removed; end: the last",
+    )
+    tensorboard: bool = Field(
+        False, description="write losses of every student for TensorBoard (needs tensorboard)"
+    )
+
+    @model_validator(mode="after")
+    def _weighs_what_is_there(self) -> DistillConfig:
+        if self.kd_weight is not None and self.losses and "forward_kl" not in self.losses:
+            raise ValueError(
+                "kd_weight weighs forward_kl, which is not among the losses; leave it out"
+            )
+        return self
 
 
 class ExhaustiveConfig(_Section):
@@ -240,6 +358,16 @@ class StudyConfig(_Section):
     )
 
 
+class EvaluationConfig(_Section):
+    """How answers are scored."""
+
+    anls: Literal["rrc", "strict"] = Field(
+        "rrc",
+        description="a similarity of exactly one half keeps its value (rrc, as the competition's "
+        "script has it) or scores 0 (strict, as in the paper)",
+    )
+
+
 class FinalConfig(_Section):
     """The final comparison."""
 
@@ -276,10 +404,29 @@ class SearchConfig(_Section):
     distill: DistillConfig = DistillConfig()
     exhaustive: ExhaustiveConfig = ExhaustiveConfig()
     search: StudyConfig = StudyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     final: FinalConfig = FinalConfig()
+    baselines: list[str] = Field(
+        default_factory=list,
+        description="published pruning methods to compare with, by name (docs/baselines.md)",
+    )
     cache_gigabytes: Annotated[float, Field(gt=0)] = Field(
         20, description="largest feature cache of one split on disk, in 10^9 bytes"
     )
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        if not names:
+            return names
+        # imported here: the methods need torch, reading a configuration without them does not
+        from circuitsearch.students.baselines import BASELINES
+
+        faults = [choice_problem("baseline", n, [*BASELINES]) for n in names if n not in BASELINES]
+        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return names
 
     @model_validator(mode="before")
     @classmethod

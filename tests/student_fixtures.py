@@ -58,7 +58,10 @@ def noise_pages(count: int, seed: int = 0) -> list[Page]:
 
 
 def plans(shape: DecoderShape, *, whole: bool = False) -> st.SearchStrategy[Plan]:
-    """Plans for a decoder: each sub-layer skipped, whole, or (unless `whole`) in part, replaced."""
+    """Plans for a decoder: each sub-layer skipped, whole, or (unless `whole`) in part, replaced.
+
+    Of what is drawn in front of a replaced beginning (`C0=token`) nothing stays.
+    """
 
     def keeps(sublayer: SubLayer) -> st.SearchStrategy[Keep | None]:
         choices: list[st.SearchStrategy[Keep | None]] = [st.none(), st.just(WHOLE)]
@@ -68,16 +71,26 @@ def plans(shape: DecoderShape, *, whole: bool = False) -> st.SearchStrategy[Plan
             heads = st.sets(st.integers(0, shape.heads - 1), min_size=1)
             choices.append(heads.map(lambda some: Keep(heads=tuple(some))))
         if not whole:
-            names = [name for name, one in REPLACEMENTS.items() if sublayer.kind in one.kinds]
+            names = [
+                name
+                for name, one in REPLACEMENTS.items()
+                if sublayer.kind in one.kinds and not one.prefix
+            ]
             choices.append(st.sampled_from(names).map(lambda name: Keep(replacement=name)))
         return st.one_of(choices)
 
     names = sublayers(shape.layers)
-    return st.tuples(*map(keeps, names)).map(
-        lambda kept: Plan(
-            tuple((one, keep) for one, keep in zip(names, kept, strict=True) if keep is not None)
-        ).fitted(shape)
-    )
+    # Replaced beginnings are drawn by themselves: at every sub-layer they would leave little.
+    last = st.none() if whole else st.none() | st.sampled_from(names)
+
+    def plan(kept: tuple[Keep | None, ...], end: SubLayer | None) -> Plan:
+        entries = [(one, keep) for one, keep in zip(names, kept, strict=True) if keep is not None]
+        if end is not None:
+            entries = [(one, keep) for one, keep in entries if one > end]
+            entries.append((end, Keep(replacement="token")))
+        return Plan(tuple(entries)).fitted(shape)
+
+    return st.builds(plan, st.tuples(*map(keeps, names)), last)
 
 
 def any_replacements(shape: DecoderShape, seed: int = 0) -> Replacements:
@@ -90,7 +103,10 @@ def any_replacements(shape: DecoderShape, seed: int = 0) -> Replacements:
 
     names = sublayers(shape.layers)
     means = {sublayer: draw(d) for sublayer in names}
-    return Replacements(means, {one: Affine(draw(d, d) / d**0.5, draw(d)) for one in names})
+    maps = {one: Affine(draw(d, d) / d**0.5, draw(d)) for one in names}
+    size = (shape.vocabulary,)
+    tables = {one: torch.randint(0, *size, size, generator=generator) for one in names}
+    return Replacements(means, maps, tables)
 
 
 def ablated_teacher(
@@ -112,6 +128,8 @@ def ablated_teacher(
         name = None if keep is None else keep.replacement
         if name == "mean":
             x = x + fitted.means[sublayer]
+        elif name == "token":
+            x = view.embed(fitted.tokens[sublayer][ids])
         elif name == "linear":
             norm, fit = view.parts(sublayer).norm, fitted.maps[sublayer]
             centred = x - x.mean(-1, keepdim=True)

@@ -10,8 +10,10 @@ import typer
 from circuitsearch import __version__
 
 from . import student, study, teacher
+from .compare import compare_command
 from .cost import cost_command
 from .doctor import doctor_command
+from .export import export_command
 from .search import (
     enumerate_command,
     graph_command,
@@ -49,7 +51,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "stop": study.stop_command,
     "distill": student.distill_command,
     "evaluate": student.evaluate_command,
+    "compare": compare_command,
     "answer": student.answer_command,
+    "export": export_command,
     "cost": cost_command,
     "doctor": doctor_command,
 }

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, people, quiet_libraries
 
+if TYPE_CHECKING:
+    from circuitsearch.pipeline import Pipeline
+
 __all__ = ["answer_command", "distill_command", "evaluate_command"]
+
+_TOLD = (
+    "plan",
+    "loss",
+    "perplexity",
+    "anls",
+    "quality",
+    "quality_low",
+    "quality_high",
+    "exact",
+    "nted",
+    "field_f1",
+    "questions",
+    "checkpoint",
+    "predictions",
+    "submission",
+)
+"""What is told to people, in order; `--json` has everything."""
 
 
 @command
@@ -19,6 +41,9 @@ def distill_command(
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Default: those of the search.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: that of the search.")] = None,
+    stock: Annotated[
+        bool, typer.Option("--stock", help="A stock model, where the plan allows it.")
+    ] = False,
     override: Overrides = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -37,10 +62,16 @@ def distill_command(
     made = pipeline.trainer.measured(
         chosen, "user", seed=used, steps=taken, split="select", phase="full"
     )
+    from circuitsearch import stages
     from circuitsearch.students.checkpoint import save_student
 
     model = pipeline.trainer.student(chosen, used, taken)
-    save_student(model, pipeline.teacher, output)
+    command_line = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]
+    command_line += ["--steps", str(taken), "--seed", str(used), "--output", str(output)]
+    for one in override or []:
+        command_line += ["--override", one]
+    facts = stages.card_facts(pipeline.trainer, made, "select", taken, shlex.join(command_line))
+    save_student(model, pipeline.teacher, output, facts=facts, stock="auto" if stock else "no")
     _say(made.to_json() | {"checkpoint": str(output)}, json)
 
 
@@ -49,23 +80,84 @@ def evaluate_command(
     search: ConfigPath,
     student: Annotated[str, typer.Argument(help="A student's folder, or `teacher`.")] = "teacher",
     split: Annotated[str, typer.Option(help="`select` or `final`.")] = "final",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="ANLS as in its paper: one half scores 0.")
+    ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write answers and scores per question (JSON lines).")
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write the competition's file (RRC, DocVQA).")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="Answer this DocVQA file (e.g. test) for --submission.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Root of its image paths; default its folder.")
+    ] = None,
     override: Overrides = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a student checkpoint on a search's pages: loss, ANLS with interval, costs."""
-    from circuitsearch.core.errors import ConfigError, choice_problem
+    from circuitsearch.core.errors import ConfigError, choice_problem, raise_together
 
     from .search import open_pipeline
 
     splits = ("select", "final")
-    if split not in splits:
-        raise ConfigError(choice_problem("--split", split, splits))
+    problems = [] if split in splits else [choice_problem("--split", split, splits)]
+    if questions is not None and (submission is None or predictions is not None or strict):
+        problems.append(
+            "--questions: its answers are not known, so nothing is scored; give it with "
+            "--submission, without --predictions and --strict"
+        )
+    if images is not None and questions is None:
+        problems.append("--images: belongs to --questions")
+    raise_together(problems, ConfigError, "evaluate")
     pipeline = open_pipeline(search, override, quiet)
-    from circuitsearch import stages
+    if questions is not None and submission is not None:
+        _answer_file(pipeline, student, questions, images, submission, json)
+    else:
+        _evaluate(pipeline, student, split, strict, predictions, submission, json)
 
-    made = stages.evaluate(pipeline.trainer, student, split)
-    _say(made.to_json(), json)
+
+def _answer_file(
+    pipeline: Pipeline, student: str, questions: Path, images: Path | None, out: Path, json: bool
+) -> None:
+    from circuitsearch import stages
+    from circuitsearch.teacher.documents.submission import write_submission
+
+    work = pipeline.work
+    answers = stages.answer_file(work.say, pipeline.teacher, student, questions, images)
+    write_submission(out, answers, list(answers))
+    _say({"questions": len(answers), "submission": str(out)}, json)
+
+
+def _evaluate(
+    pipeline: Pipeline,
+    student: str,
+    split: str,
+    strict: bool,
+    predictions: Path | None,
+    submission: Path | None,
+    json: bool,
+) -> None:
+    from circuitsearch import stages
+    from circuitsearch.core.answers import write_answers
+    from circuitsearch.teacher.documents.submission import submission_ids, write_submission
+
+    asked = [question.id for page in pipeline.pages[split] for question in page.questions]
+    if submission is not None:
+        submission_ids(asked)  # refuses data that are not the competition's before asking
+    made, answers = stages.evaluate(pipeline.trainer, student, split, "strict" if strict else None)
+    written = {}
+    if predictions is not None:
+        write_answers(predictions, answers)
+        written["predictions"] = str(predictions)
+    if submission is not None:
+        write_submission(submission, {row.question: row.answer for row in answers.rows}, asked)
+        written["submission"] = str(submission)
+    _say(made.to_json() | {"anls": answers.rule} | written, json)
 
 
 @command
@@ -91,6 +183,6 @@ def _say(data: dict[str, Any], json: bool) -> None:
         emit(data)
         return
     console = people()
-    for name in ("plan", "loss", "quality", "quality_low", "quality_high", "exact", "checkpoint"):
+    for name in _TOLD:
         if data.get(name) is not None:
             console.print(f"{name:14} {data[name]}", markup=False)

@@ -133,7 +133,9 @@ def status_command(
     console.print(
         f"study {facts['study']}: {status['measured']} of {wanted} trainings done, "
         + ", ".join(
-            f"{count} {name}" for name, count in status.items() if name != "measured" and count
+            f"{count} {name}{' after measuring' if name == 'refused' else ''}"
+            for name, count in status.items()
+            if name != "measured" and count
         ),
         markup=False,
     )
@@ -220,8 +222,9 @@ def show_command(
 
     with _view(where, study, phase) as view:
         found = next((one for one in view.trials() if one.number + 1 == trial), None)
-        count = sum(asdict(view.status()).values())
+        count = view.status().trials
         space = Space.from_json(view.identity["space"])
+        speed = None if found is None else view.speed(Plan.parse(found.plan))
     if found is None:
         from circuitsearch.core.errors import ConfigError
 
@@ -231,7 +234,10 @@ def show_command(
         **_worker(found),
         "source": found.source,
         "failure": found.failure,
-        "slack": space.budget.slack(Plan.parse(found.plan), space.shape),
+        "slack": space.budget.slack(
+            Plan.parse(found.plan), space.shape, None if speed is None else speed.amounts
+        ),
+        "speed": None if speed is None else {**speed.amounts, "measured on": speed.where},
         "measurement": measured,
     }
     if json:

@@ -1,20 +1,22 @@
 """Budgets: limits on the cost of a plan, in the words of the user and as exact integers.
 
-A budget is any mix of limits; each names a quantity (parameters or MACs), a scope, an accounting
-and a maximum. A share such as `31.25%` is taken of the whole teacher in the *same* scope and
-accounting and rounded down, in exact rational arithmetic: 31.25 % of 64 Mi is 20 Mi to the last
-digit. Units tell decimal from binary thousands, because the literature mixes them: `20M` is
-20,000,000 and `20Mi` is 20,971,520.
+A budget is any mix of limits; each names a quantity (parameters, MACs, measured latency, measured
+memory), a scope, an accounting and a maximum. A share such as `31.25%` is taken of the whole
+teacher in the *same* scope and accounting and rounded down, in exact rational arithmetic: 31.25 %
+of 64 Mi is 20 Mi to the last digit.
+
+Measured limits (`core.speed`) are in nanoseconds and bytes and stand under the accounting
+`measured`. What a plan needs of them is known only once its student was measured; the functions
+here take such figures handed in.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+from circuitsearch.core.amounts import parse_limit, shown
 from circuitsearch.core.cost import (
     ACCOUNTINGS,
     QUANTITIES,
@@ -30,24 +32,19 @@ from circuitsearch.core.errors import (
     ConfigError,
     choice_problem,
     integer_problems,
-    nearest,
     raise_together,
 )
 from circuitsearch.core.files import record_fields
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import TeacherShape
+from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES, MeasuredQuantity
 
-__all__ = ["Budget", "Limit", "LimitSpec", "parse_limit"]
+__all__ = ["LIMITED", "Budget", "Limit", "LimitSpec", "Limited", "parse_limit"]
 
-_AMOUNT = re.compile(r"([0-9][0-9_]{0,29}(?:\.[0-9]{1,30})?)\s*([A-Za-z%]*)")
-_UNITS: dict[str, int] = {
-    "": 1,
-    **{name: 1000**power for power, name in enumerate("kMGT", start=1)},
-    **{f"{name}i": 1024**power for power, name in enumerate("KMGT", start=1)},
-}
-_FORMS = (
-    "a share (31.25%), a number with unit k M G T (20M, 1.5T) or Ki Mi Gi Ti (20Mi), an integer"
-)
+Limited = Quantity | MeasuredQuantity
+LIMITED: tuple[Limited, ...] = (*QUANTITIES, *MEASURED)
+"""Everything that can be limited."""
+Counting = Accounting | Literal["measured"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,29 @@ class LimitSpec:
     """A limit as the user writes it.
 
     Attributes:
-        quantity: `parameters` or `macs`.
-        limit: `31.25%`, `20M` (10^6), `20Mi` (2^20), `757G`, `1.5T` or an integer.
-        scope: `decoder`, `decoder+embeddings` or `total`.
-        accounting: `paper` or `cached`.
+        quantity: `parameters`, `macs`, `latency` or `memory`.
+        limit: `31.25%`, `20M` (10^6), `20Mi` (2^20), `757G`, `1.5T` or an integer; of a latency
+            `12ms`, `0.5s`; of memory `300MB`, `1.5GiB`.
+        scope: `decoder`, `decoder+embeddings` or `total`; measured ones know the first and last.
+        accounting: `paper` (the default) or `cached`; `measured` for latency and memory, which
+            need not be said.
     """
 
-    quantity: Quantity
+    quantity: Limited
     limit: str | int
     scope: Scope = "decoder"
-    accounting: Accounting = "paper"
+    accounting: Counting | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in the accounting."""
+        if self.accounting is None:
+            counting = "measured" if self.measured else "paper"
+            object.__setattr__(self, "accounting", counting)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it limits what only a measurement can tell."""
+        return self.quantity in MEASURED
 
     @property
     def name(self) -> str:
@@ -77,18 +87,23 @@ class Limit:
     """A limit with its maximum worked out.
 
     Attributes:
-        quantity: `parameters` or `macs`.
+        quantity: `parameters`, `macs`, `latency` or `memory`.
         scope: `decoder`, `decoder+embeddings` or `total`.
-        accounting: `paper` or `cached`.
-        maximum: largest allowed cost, inclusive.
+        accounting: `paper` or `cached`; `measured` for latency and memory.
+        maximum: largest allowed cost, inclusive; nanoseconds of a latency, bytes of memory.
         text: the limit as the user wrote it.
     """
 
-    quantity: Quantity
+    quantity: Limited
     scope: Scope
-    accounting: Accounting
+    accounting: Counting
     maximum: int
     text: str
+
+    @property
+    def measured(self) -> bool:
+        """Whether it limits what only a measurement can tell."""
+        return self.quantity in MEASURED
 
     @property
     def name(self) -> str:
@@ -96,9 +111,19 @@ class Limit:
         return f"{self.scope} {self.quantity} ({self.accounting})"
 
     def used(self, spent: Cost) -> int:
-        """Return how much of the limited quantity a cost (of the same accounting) uses."""
+        """Return how much of the limited quantity a cost (of the same accounting) uses.
+
+        Raises:
+            ConfigError: it is a measured limit, of which shapes say nothing.
+        """
+        if self.measured:
+            raise ConfigError(f"{self.name}: shapes do not tell it; measure the student")
         part = spent.scopes[self.scope]
         return part.parameters if self.quantity == "parameters" else part.macs
+
+    def shown(self, amount: int) -> str:
+        """Return an amount of the limited quantity for people, e.g. `12.3 ms` or `20,971,520`."""
+        return shown(self.quantity, amount)
 
 
 @dataclass(frozen=True)
@@ -124,8 +149,16 @@ class Budget:
         specs: Sequence[LimitSpec],
         shape: TeacherShape,
         generation: Generation | None = None,
+        whole: Mapping[str, int] | None = None,
     ) -> Budget:
         """Work out the maximum of every limit for a teacher.
+
+        Args:
+            specs: the limits.
+            shape: the teacher's sizes.
+            generation: prompt length and passes; `Generation()` when None.
+            whole: measured figures of the whole teacher by `Limit.name` (`Speed.amounts`), of
+                which shares of measured limits are taken.
 
         Raises:
             ConfigError: lists every fault of every limit together.
@@ -136,41 +169,88 @@ class Budget:
         for spec in specs:
             faults = _word_problems(spec)
             try:
-                share, amount = parse_limit(spec.limit)
+                share, amount = parse_limit(spec.limit, spec.quantity)
             except ConfigError as error:
                 faults.append(str(error))
+            else:
+                if share and spec.measured and spec.name not in (whole or {}):
+                    faults.append("a share of what is measured needs the teacher's own figure")
             if faults:
                 problems.extend(f"{spec.name}: {fault}" for fault in faults)
                 continue
-            whole = Limit(spec.quantity, spec.scope, spec.accounting, 0, str(spec.limit))
-            if share:
+            counting: Any = spec.accounting
+            limit = Limit(spec.quantity, spec.scope, counting, 0, str(spec.limit))
+            if share and spec.measured:
+                amount *= (whole or {})[spec.name]
+            elif share:
                 full = Plan.full(shape.decoder.layers)
-                amount *= whole.used(cost(full, shape, spec.accounting, generation))
+                amount *= limit.used(cost(full, shape, counting, generation))
             # Fraction floors exactly; a float would be off by one near round shares.
-            maximum = amount.numerator // amount.denominator
-            limits.append(
-                Limit(spec.quantity, spec.scope, spec.accounting, maximum, str(spec.limit))
-            )
+            limits.append(replace(limit, maximum=amount.numerator // amount.denominator))
         raise_together(problems, ConfigError, "Budget")
         return cls(tuple(limits), generation)
 
-    def slack(self, plan: Plan, shape: TeacherShape) -> dict[str, int]:
+    @property
+    def measured(self) -> tuple[Limit, ...]:
+        """The limits on what only a measurement can tell."""
+        return tuple(limit for limit in self.limits if limit.measured)
+
+    def slack(
+        self, plan: Plan, shape: TeacherShape, measured: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """Return what is left of every limit, by `Limit.name`; negative where it is exceeded.
+
+        Args:
+            plan: the plan.
+            shape: the teacher's sizes.
+            measured: figures of its student by `Limit.name`; a measured limit that is not among
+                them is left out.
 
         Raises:
             PlanError: the plan does not fit the decoder.
         """
-        spent = {
+        known = measured or {}
+        spent: dict[Any, Cost] = {
             accounting: cost(plan, shape, accounting, self.generation)
-            for accounting in {limit.accounting for limit in self.limits}
+            for accounting in ACCOUNTINGS
+            if any(limit.accounting == accounting for limit in self.limits)
         }
         return {
-            limit.name: limit.maximum - limit.used(spent[limit.accounting]) for limit in self.limits
+            limit.name: limit.maximum
+            - (known[limit.name] if limit.measured else limit.used(spent[limit.accounting]))
+            for limit in self.limits
+            if not limit.measured or limit.name in known
         }
 
-    def admits(self, plan: Plan, shape: TeacherShape) -> bool:
-        """Whether the plan stays within every limit (reaching a maximum is allowed)."""
-        return all(left >= 0 for left in self.slack(plan, shape).values())
+    def admits(
+        self, plan: Plan, shape: TeacherShape, measured: Mapping[str, int] | None = None
+    ) -> bool:
+        """Whether the plan stays within every limit (reaching a maximum is allowed).
+
+        Args:
+            plan: the plan.
+            shape: the teacher's sizes.
+            measured: see `slack`; measured limits without a figure are not looked at.
+        """
+        return all(left >= 0 for left in self.slack(plan, shape, measured).values())
+
+    def exceeded(self, measured: Mapping[str, int]) -> list[str]:
+        """Describe, with numbers, every measured limit that a student's figures exceed.
+
+        Args:
+            measured: figures of its student, one per measured limit, by `Limit.name`.
+
+        Raises:
+            ConfigError: a figure is missing.
+        """
+        missing = [limit.name for limit in self.measured if limit.name not in measured]
+        raise_together([f"{name} was not measured" for name in missing], ConfigError, "Budget")
+        return [
+            f"{limit.name}: the student was measured at {limit.shown(measured[limit.name])}, the "
+            f"limit {limit.text!r} allows {limit.shown(limit.maximum)}"
+            for limit in self.measured
+            if measured[limit.name] > limit.maximum
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the budget as nested JSON objects; `from_json` reads it back equal."""
@@ -196,41 +276,22 @@ class Budget:
         return cls(limits, Generation(**record_fields(Generation, values["generation"])))
 
 
-def parse_limit(limit: str | int) -> tuple[bool, Fraction]:
-    """Read a limit; return whether it is a share of the teacher, and the share or the amount.
-
-    Raises:
-        ConfigError: the text has none of the allowed forms, or the share exceeds 100 %.
-    """
-    if isinstance(limit, int) and not isinstance(limit, bool):
-        if limit < 0:
-            raise ConfigError(f"got {limit}, allowed are {_FORMS}, none negative")
-        return False, Fraction(limit)
-    found = _AMOUNT.fullmatch(limit.strip()) if isinstance(limit, str) else None
-    if found is None:
-        raise ConfigError(f"got {limit!r}, allowed are {_FORMS}")
-    number, unit = Fraction(found[1].replace("_", "")), found[2]
-    if unit == "%":
-        if number > 100:
-            raise ConfigError(f"got {limit!r}, a share of the teacher is at most 100%")
-        return True, number / 100
-    if unit not in _UNITS:
-        guess = nearest(unit, [name for name in _UNITS if name])
-        hint = f"; did you mean {found[1]}{guess}?" if guess else ""
-        raise ConfigError(f"got {limit!r} with unit {unit!r}, allowed are {_FORMS}{hint}")
-    return False, number * _UNITS[unit]
-
-
 def _word_problems(limit: LimitSpec | Limit) -> list[str]:
     """Describe the words of a limit that are not allowed ones."""
-    words = (
-        ("quantity", limit.quantity, QUANTITIES),
-        ("scope", limit.scope, SCOPES),
-        ("accounting", limit.accounting, ACCOUNTINGS),
-    )
-    return [
+    words: list[tuple[str, Any, Sequence[str]]] = [("quantity", limit.quantity, LIMITED)]
+    if limit.measured:
+        words += [("scope", limit.scope, MEASURED_SCOPES)]
+    else:
+        words += [("scope", limit.scope, SCOPES), ("accounting", limit.accounting, ACCOUNTINGS)]
+    problems = [
         choice_problem(what, got, allowed) for what, got, allowed in words if got not in allowed
     ]
+    if limit.measured and limit.accounting != "measured":
+        problems.append(
+            f"accounting: got {limit.accounting!r}, a measured {limit.quantity} has none; leave it "
+            "out"
+        )
+    return problems
 
 
 def _repeats(names: Sequence[str]) -> list[str]:

@@ -23,13 +23,15 @@ d (decoder) and e (what k and v read):
     M             2dfT                          2dfTc
     =mean         0                             0
     =linear       d^2 T                         d^2 Tc
+    =token        0                             0
     unembedding   VdT                           VdP
     ============= ============================= ==========================
 
 What stands in for a sub-layer (`keep`) is counted in full in both accountings: d numbers for
 `mean`, d^2 + d for `linear`. They are fitted in the place of weights, so `paper`, which passes over
 the teacher's biases, does not pass over them. The LayerNorm that `linear` keeps, 2d, is counted by
-`cached` alone, like any other. `alone` costs what the whole cross-attention costs.
+`cached` alone, like any other. `alone` costs what the whole cross-attention costs. `token` costs
+nothing in either: its table of V integers is looked up where the embedding is, and no parameter.
 
 1 MAC = 2 FLOPs. Costs are additive over sub-layers, heads and neurons, so an integer program can
 use them directly.
@@ -238,6 +240,8 @@ def entry_cost(
     if keep.replacement is None or not REPLACEMENTS[keep.replacement].fitted:
         return own
     d = shape.decoder.d_model
+    if keep.replacement == "token":
+        return ScopeCost(0, 0)
     if keep.replacement == "mean":
         return ScopeCost(d, 0)
     norm = 2 * d if accounting == "cached" else 0

@@ -12,9 +12,13 @@ A *replacement* stands where the sub-layer stood (x is the stream, [B, T, d]):
                                  LayerNorm is the sub-layer's own
     C3=alone    f(x)             the sub-layer as it is, but its write becomes the stream instead of
                                  being added to it
+    C0=token    embed(map[t])    t is the input token of the position, map [V] a table of tokens
+                                 fitted to the teacher; everything up to C0 is gone
 
-`alone` is what Donut-MINT (arXiv 2509.26235, Proposition 2) finds the last layer to do: M3 removes
-what C3 was added to. A cross-attention replaced by `mean` or `linear` no longer reads the page.
+`alone` and `token` are what Donut-MINT (arXiv 2509.26235, Propositions 2 and 3) finds the two ends
+of the decoder to do: M3 removes what C3 was added to, and the first sub-layers turn tokens into
+tokens. A cross-attention replaced by `mean`, `linear` or `token` no longer reads the page. `token`
+stands for a whole beginning, so a plan with it keeps nothing in front of it (`prefix_problems`).
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ __all__ = [
     "Keep",
     "Replacement",
     "kind_problems",
+    "prefix_problems",
     "read_entry",
     "read_text",
     "spans",
@@ -61,17 +66,21 @@ class Replacement(NamedTuple):
         kinds: the kinds of sub-layers that it may replace.
         reads: whether a cross-attention replaced by it still reads the page.
         fitted: whether it needs numbers fitted to the teacher, beside the sub-layer's own weights.
+        prefix: whether it stands for everything up to the sub-layer, so that nothing may be kept
+            in front of it.
     """
 
     kinds: tuple[Kind, ...]
     reads: bool
     fitted: bool
+    prefix: bool = False
 
 
 REPLACEMENTS: dict[str, Replacement] = {
     "mean": Replacement(tuple(Kind), reads=False, fitted=True),
     "linear": Replacement(tuple(Kind), reads=False, fitted=True),
     "alone": Replacement((Kind.CROSS,), reads=True, fitted=False),
+    "token": Replacement(tuple(Kind), reads=False, fitted=True, prefix=True),
 }
 """Replacements by name; the module docstring says what each computes."""
 
@@ -118,6 +127,11 @@ class Keep:
         return self.heads is None and self.width is None and self.replacement is None
 
     @property
+    def prefix(self) -> bool:
+        """Whether it stands for everything up to its sub-layer."""
+        return self.replacement is not None and REPLACEMENTS[self.replacement].prefix
+
+    @property
     def nothing(self) -> bool:
         """Whether no head or no neuron is kept."""
         return self.heads == () or self.width == 0
@@ -148,6 +162,23 @@ def kind_problems(sublayer: SubLayer, keep: Keep) -> list[str]:
             f"{sublayer} are {allowed}"
         ]
     return []
+
+
+def prefix_problems(entries: Sequence[tuple[SubLayer, Keep]]) -> list[str]:
+    """Describe what is kept in front of a replacement that stands for the whole beginning.
+
+    Args:
+        entries: what a plan keeps, in any order.
+    """
+    problems = []
+    for sublayer, keep in entries:
+        before = [f"{one}{kept}" for one, kept in entries if one < sublayer and not kept.nothing]
+        if keep.prefix and before:
+            problems.append(
+                f"{sublayer}{keep} stands for everything up to {sublayer}, but the plan keeps "
+                f"{', '.join(before)} in front of it; leave that out, or drop {sublayer}{keep}"
+            )
+    return problems
 
 
 def read_text(text: str) -> tuple[list[tuple[SubLayer, Keep]], list[str]]:

@@ -18,7 +18,7 @@ from circuitsearch.core.files import plain, record_fields
 __all__ = ["PHASES", "Measurement"]
 
 PHASES = ("teacher", "elastic", "untrained", "short", "full")
-_SHARES = ("quality", "quality_low", "quality_high", "exact")
+_SHARES = ("quality", "quality_low", "quality_high", "exact", "nted", "field_f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class Measurement:
         quality_low: lower end of its 95 % bootstrap interval, clustered by document.
         quality_high: upper end of the same interval.
         exact: share of answers that are exactly right, in [0, 1].
+        perplexity: exp of the mean loss over all answer tokens, each weighing the same (`loss` is
+            the mean over examples); None when unknown or beyond what a float holds.
+        nted: mean nTED accuracy of parses, in [0, 1]; None where the task is not parsing.
+        field_f1: field F1 of parses over the corpus, in [0, 1]; None where `nted` is.
         examples: number of examples behind the numbers.
         seed: seed of the training; 0 where nothing was trained.
         steps: optimiser steps taken.
@@ -43,6 +47,7 @@ class Measurement:
         checkpoint: folder of the student, None when it was not kept.
         families: quality per question family.
         seconds: time spent, training included.
+        speed: `Speed.to_json()` of the plan's student; empty when it was not measured.
     """
 
     plan: str
@@ -53,6 +58,9 @@ class Measurement:
     quality_low: float | None = None
     quality_high: float | None = None
     exact: float | None = None
+    perplexity: float | None = None
+    nted: float | None = None
+    field_f1: float | None = None
     examples: int
     seed: int
     steps: int
@@ -61,6 +69,7 @@ class Measurement:
     checkpoint: str | None = None
     families: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    speed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Turn numpy scalars into Python numbers; refuse impossible values, all together."""
@@ -72,6 +81,8 @@ class Measurement:
         for name, number in {"loss": self.loss, **self.families}.items():
             problems += number_problems(name, number)
         problems += number_problems("seconds", self.seconds, 0.0)
+        if self.perplexity is not None:
+            problems += number_problems("perplexity", self.perplexity, 0.0)
         for name in _SHARES:
             share = getattr(self, name)
             problems += [] if share is None else number_problems(name, share, 0.0, 1.0)

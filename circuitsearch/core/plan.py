@@ -6,7 +6,8 @@ Text form, the one users read and write:
 
 keeps M0 and C2 whole, heads 0 to 8 of S3, heads 4 and 7 to 11 of C3 and the 512 best-ranked neurons
 of M1, and puts a constant vector where M2 was (`keep` lists the replacements); every sub-layer that
-is not named is skipped. The order of writing is free, the canonical text is in execution order
+is not named is skipped. In front of `C0=token`, which stands for the whole beginning, nothing may
+be named. The order of writing is free, the canonical text is in execution order
 (`M0 M1:512 C2 M2=mean S3[0-8] C3[4,7-11]`). An attention without heads and a
 feed-forward of width 0 do nothing worth keeping, so a plan drops them: a module with zero heads
 would still add its output bias (a trap that the reference file donut.md 4.7 describes).
@@ -30,6 +31,7 @@ from circuitsearch.core.keep import (
     WHOLE,
     Keep,
     kind_problems,
+    prefix_problems,
     read_entry,
     read_text,
     spans,
@@ -60,6 +62,7 @@ class Plan:
             if index > 0 and entries[index - 1][0] == sublayer:
                 problems.append(f"{sublayer} is named more than once; name it once")
             problems.extend(kind_problems(sublayer, keep))
+        problems.extend(prefix_problems(entries))
         raise_together(problems, PlanError, "Plan")
         object.__setattr__(self, "kept", tuple(entry for entry in entries if not entry[1].nothing))
 
@@ -127,6 +130,7 @@ class Plan:
         problems.extend(f"{one} is named more than once; name it once" for one in repeated)
         for sublayer, keep in entries:
             problems.extend(kind_problems(sublayer, keep))
+        problems.extend(prefix_problems(entries))
         raise_together(problems, PlanError, heading)
         return cls(tuple(entries))
 
@@ -181,8 +185,8 @@ class Plan:
     def units(self, sublayer: SubLayer, shape: DecoderShape) -> int:
         """Return the number of the teacher's heads (attention) or neurons (feed-forward) kept.
 
-        It is 0 when the sub-layer is skipped or replaced by `mean` or `linear`, which hold none of
-        them, and all of them under `alone`, which runs the sub-layer as it is.
+        It is 0 when the sub-layer is skipped or replaced by what is fitted (`mean`, `linear`,
+        `token`), which holds none of them, and all of them under `alone`, which runs it as it is.
         """
         keep = self.keep(sublayer)
         return 0 if keep is None else units_kept(sublayer, keep, shape)

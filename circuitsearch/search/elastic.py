@@ -11,7 +11,8 @@ that a training can be resumed. Rules are rows of `RULES`, one function each:
     weighted  plans of large worth more often: P ~ exp(z), z the standardised sum of unit worths
     even      every unit is kept equally often, as far as the budget allows: P ~ exp(sum of h_u over
               kept units u), with h fitted to that. Under `uniform` a dear unit is kept at few
-              steps, and plans with it are adapted less than others
+              steps, and plans with it are adapted less than others. Units that stand for a whole
+              beginning (`C0=token`) count as one together: they exclude each other
 
 A space of more than `LISTED` plans is never listed. There, a plan is drawn by taking units in
 random order as long as they fit (`drawn`), which favours plans that use up the budget; `weighted`
@@ -27,6 +28,7 @@ from itertools import accumulate
 from math import exp, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuitsearch.core.errors import ConfigError, InfeasibleError, choice_problem
 from circuitsearch.core.files import seed_from
@@ -148,11 +150,12 @@ def _even(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
     bits = np.array([space.bits(plan) for plan in plans], dtype=np.float64)
     levels = np.zeros(bits.shape[1])
     chances = np.full(len(plans), 1 / len(plans))
+    parts = _even_parts(space)
     wanted = bits.mean()  # the budget decides at which share all units meet
     for _ in range(_FITTED_ROUNDS):
         often = np.maximum(chances @ bits, _RARE)
-        levels = np.clip(levels + 0.5 * np.log(wanted / often), -_STEEPEST, _STEEPEST)
-        wanted = often.mean()
+        levels = np.clip(levels + 0.5 * np.log(wanted * parts / often), -_STEEPEST, _STEEPEST)
+        wanted = often.sum() / parts.sum()
         chances = np.exp(bits @ levels)
         chances /= chances.sum()
     totals: list[float] = np.cumsum(chances).tolist()
@@ -164,16 +167,27 @@ def _even(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
     return plan
 
 
+def _even_parts(space: Space) -> NDArray[np.float64]:
+    """Return how often each unit is kept when a common one is kept once; shape [units].
+
+    Units that stand for a whole beginning exclude each other and the whole beginning. Each of them
+    kept as often as any other unit would leave hardly anything kept, so they share one's turn.
+    """
+    prefixes = sum(unit.prefix for unit in space.units)
+    return np.array([1 / prefixes if unit.prefix else 1.0 for unit in space.units])
+
+
 def _even_heights(space: Space, seed: int) -> list[float]:
     """Return heights of units under which draws of a large space keep them about equally often."""
-    levels = np.zeros(len(space.units))
+    levels, parts = np.zeros(len(space.units)), _even_parts(space)
     for turn in range(_DRAWN_ROUNDS):
         draws = [
             space.bits(drawn(space, seed_from(seed, "even", turn, draw), levels.tolist()))
             for draw in range(_DRAWS)
         ]
         often = np.maximum(np.mean(draws, axis=0), 0.5 / _DRAWS)
-        levels = np.clip(levels + 0.5 * np.log(often.mean() / often), -_STEEPEST, _STEEPEST)
+        wanted = often.sum() / parts.sum()
+        levels = np.clip(levels + 0.5 * np.log(wanted * parts / often), -_STEEPEST, _STEEPEST)
     heights: list[float] = levels.tolist()
     return heights
 

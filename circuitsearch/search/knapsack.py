@@ -6,7 +6,8 @@ programming (HiGHS through `scipy.optimize.milp`):
     maximise   sum_i value[i] x[i] + sum_t worth[t] y[t],   x[i] in {0, 1}
     subject to sum_i cost[b, i] x[i] + sum_p opening[b, p] z[p] <= capacity[b]   for every limit b
                x[i] <= x[j] where unit i is the step after j,  z[p] >= x[i] for the heads i of p
-               x[i] + x[j] <= 1 where unit i is a replacement and j another unit of its sub-layer
+               x[i] + x[j] <= 1 where unit i is a replacement and j another unit of its sub-layer,
+                                or i stands for a whole beginning (`token`) and j lies in it
                sum over the units that read the page of x[i] >= 1        (a legal student)
                y[t] <= x[i] for every unit i of interaction t; y[t] >= sum x[i] - size + 1
                sum_{i: y[i]=1} (1 - x[i]) + sum_{i: y[i]=0} x[i] >= d   (distance d from a plan y)
@@ -124,7 +125,9 @@ def tie_broken(values: ArrayLike, size: float | None = None) -> NDArray[np.float
 def greedy(values: ArrayLike, space: Space, *, fill: bool = True) -> Bits | None:
     """Return a feasible plan by taking units in order of value per cost, as long as they fit.
 
-    The cost of a unit is the sum of its shares of every limit.
+    The cost of a unit is the sum of its shares of every limit. A unit that stands for a whole
+    beginning costs next to nothing but excludes all units in it, which no such order can weigh:
+    the plan without any and one for each of positive value are made, and the best is returned.
 
     Args:
         values: worth of each unit, any sign; shape [units].
@@ -140,6 +143,18 @@ def greedy(values: ArrayLike, space: Space, *, fill: bool = True) -> Bits | None
     """
     worths = _checked(values, space)
     order: list[int] = np.argsort(-worths / _shares(space), kind="stable").tolist()
+    prefixes = [unit for unit in order if space.units[unit].prefix]
+    rest = [unit for unit in order if not space.units[unit].prefix]
+    firsts = [[], *([unit] for unit in prefixes if worths[unit] > 0)]
+    plans = [_ordered([*first, *rest], worths, space, fill) for first in firsts]
+    found = [bits for bits in plans if bits is not None]
+    return max(found, key=lambda bits: total(bits, worths), default=None)
+
+
+def _ordered(
+    order: Sequence[int], worths: NDArray[np.float64], space: Space, fill: bool
+) -> Bits | None:
+    """Return the plan that takes units in the given order; see `greedy`."""
     if fill:
         return take([i for i in order if worths[i] > 0 or not space.units[i].alone], space)
     wanted = [unit for unit in order if worths[unit] > 0]
@@ -153,7 +168,8 @@ def take(order: Sequence[int], space: Space) -> Bits | None:
     """Return the feasible plan that takes units in the given order, as long as they fit.
 
     A unit is passed over when it does not fit, when its sub-layer is kept in another way already,
-    or when with it no cross-attention could be afforded any more. A step of a chain whose
+    when a unit taken before stands for the whole beginning that it lies in (or the other way
+    round), or when with it no cross-attention could be afforded any more. A step of a chain whose
     predecessor comes later in the order is taken right after it. Units that `order` does not name
     are skipped.
     """
@@ -204,16 +220,20 @@ class _Taking:
     def offer(self, unit: int, place: int) -> bool:
         """Take a unit if it fits and leaves a legal plan within reach; return whether it did."""
         space, part = self._space, self._space.part_of(unit)
-        alone = space.units[unit].alone
-        if part in self._closed or (alone and any(self.bits[i] for i in space.parts[part].indices)):
+        alone, prefix = space.units[unit].alone, space.units[unit].prefix
+        # What the unit excludes: nothing, its own part, or all parts up to it.
+        excluded = range(0 if prefix else part, part + 1 if alone else part)
+        if part in self._closed or any(
+            self.bits[i] for place in excluded for i in space.parts[place].indices
+        ):
             return False
         price = space.price(unit, self.bits)
         left = tuple(have - need for have, need in zip(self._remaining, price, strict=True))
         reads = self._reads or space.units[unit].reads
-        if alone:
-            self._closed.add(part)
+        open_before = set(excluded) - self._closed
+        self._closed |= open_before
         if not self.completable(left, reads=reads, place=place):
-            self._closed.discard(part)
+            self._closed -= open_before
             return False
         self.bits[unit], self._remaining, self._reads = 1, left, reads
         return True

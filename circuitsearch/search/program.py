@@ -123,6 +123,7 @@ def _add_limits(rows: _Rows, space: Space, capacity: Sequence[int], opened: Sequ
 def _add_rules(rows: _Rows, space: Space, opened: Sequence[int]) -> None:
     """Add the rules of units: reading the page, chains, replacements alone, open parts."""
     rows.add(dict.fromkeys(space.required, 1.0), low=1.0)
+    prefixes = [i for i, unit in enumerate(space.units) if unit.prefix]
     column = {place: len(space.units) + at for at, place in enumerate(opened)}
     for place, part in enumerate(space.parts):
         alone = [i for i in part.indices if space.units[i].alone]
@@ -133,10 +134,11 @@ def _add_rules(rows: _Rows, space: Space, opened: Sequence[int]) -> None:
                 rows.add({index: 1.0, after: -1.0}, high=0.0)
             if part.free:
                 rows.add({index: 1.0, column[place]: -1.0}, high=0.0)
-        if alone:
+        later = [i for i in prefixes if i >= part.indices.stop]
+        if alone or later:
             # One variable that is 1 when the sub-layer itself stays, in part or whole.
             itself = column[place] if part.free else own[0]
-            rows.add(dict.fromkeys([*alone, itself], 1.0), high=1.0)
+            rows.add(dict.fromkeys([*alone, *later, itself], 1.0), high=1.0)
 
 
 def _add_interaction(rows: _Rows, column: int, members: Sequence[int], worth: float) -> None:

@@ -43,7 +43,8 @@ def sampled(
     values met on the units says what looks best, and the round takes
 
     * half: the best-looking swaps of the eight best plans so far. A swap keeps one unit more or
-      less, exchanges one unit for another, or has one sub-layer skipped, replaced or kept whole;
+      less, exchanges one unit for another, has one sub-layer skipped, replaced or kept whole, or
+      replaces a whole beginning;
     * a quarter: greedy knapsacks of the regression's worths with noise, to leave local optima;
     * a quarter: random swaps, because the values need not add up.
 
@@ -165,4 +166,7 @@ def _changes(space: Space, bits: Bits) -> Iterator[_Changes]:
         own = [unit for unit in part.indices if not space.units[unit].alone]
         for chosen in ([], own, *([unit] for unit in alone)):
             new = ((unit, int(unit in chosen)) for unit in part.indices)
+            yield tuple((unit, bit) for unit, bit in new if bit != bits[unit])
+        for prefix in (unit for unit in alone if space.units[unit].prefix):
+            new = ((unit, int(unit == prefix)) for unit in range(part.indices.stop))
             yield tuple((unit, bit) for unit, bit in new if bit != bits[unit])

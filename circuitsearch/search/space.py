@@ -6,10 +6,12 @@ order, and every limit of the budget is one linear row:
     sum over kept units of cost[limit, unit] + sum over open parts of opening[limit, part]
         <=  capacity[limit] = maximum - fixed cost
 
-This is exact, because the residual width is fixed and the costs of units therefore add up; the
-fixed cost is what the scope counts whatever the plan keeps (embeddings, encoder). A part of free
-heads is *open* when any of them stays. All sums run over Python integers, so a plan that meets its
-limit to the last parameter is feasible and one beyond it is not.
+Of parameters and MACs this is exact, because the residual width is fixed and the costs of units
+therefore add up; the fixed cost is what the scope counts whatever the plan keeps (embeddings,
+encoder). A part of free heads is *open* when any of them stays. All sums run over Python integers,
+so a plan that meets its limit to the last parameter is feasible and one beyond it is not. Of
+measured limits (latency, memory) the row is a prediction with a tolerance (`predictions`): it
+decides what may be proposed, and the study measures what is proposed before it becomes a trial.
 
 A plan is *legal* when its bits obey the rules of the units and it keeps at least one
 cross-attention: nothing else reads the page. It is *feasible* when it is legal and every limit
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import comb
 from typing import Any, NamedTuple
@@ -28,22 +30,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from circuitsearch.core.amounts import shown
 from circuitsearch.core.budget import Budget
 from circuitsearch.core.components import SubLayer
-from circuitsearch.core.cost import cost, entry_cost
 from circuitsearch.core.errors import InfeasibleError, PlanError, raise_together
 from circuitsearch.core.keep import Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import TeacherShape
 
+from .predictions import Prediction
+from .prices import Costs, Prices
 from .units import Choices, Part, Selection, Unit, parts_of, reads_page
 
 __all__ = ["Beginning", "Bits", "Space"]
 
 Bits = tuple[int, ...]
 """One 0 or 1 per unit, in the order of `Space.units`."""
-Costs = tuple[int, ...]
-"""One integer per limit."""
 
 
 class Beginning(NamedTuple):
@@ -71,25 +73,37 @@ class Space:
         shape: the teacher's sizes.
         budget: the limits; without any, every legal plan is feasible.
         choices: what a plan may choose per sub-layer.
+        predictions: what units are predicted to cost under each measured limit, by its name.
         parts: the units by sub-layer, in execution order.
         units: all units, in the order of the bits.
         names: one name per unit, the parameter names in the study.
         limits: one name per limit, e.g. "decoder parameters (paper)".
+        allowed: how much a plan may cost under each limit: the maximum, with the tolerance where
+            costs are predicted.
         costs: integers, shape [limits, units].
         openings: what a part costs as soon as any of its units stays; shape [limits, parts].
         capacity: what the units of a plan may cost together, one integer per limit.
         required: indices of the units that read the page by themselves; a legal plan keeps one.
     """
 
-    def __init__(self, shape: TeacherShape, budget: Budget, choices: Choices | None = None) -> None:
+    def __init__(
+        self,
+        shape: TeacherShape,
+        budget: Budget,
+        choices: Choices | None = None,
+        predictions: Mapping[str, Prediction] | None = None,
+    ) -> None:
         """Work out the costs of all units; runs nothing and refuses no budget (see `check`).
 
         Raises:
-            ConfigError: the choices do not fit the decoder, or it cannot be counted.
+            ConfigError: the choices do not fit the decoder, it cannot be counted, or a measured
+                limit has no prediction.
         """
         self.shape = shape
         self.budget = budget
         self.choices = choices or Choices()
+        self.predictions = dict(predictions or {})
+        prices = Prices(shape, budget, self.predictions)
         self.parts: tuple[Part, ...] = parts_of(shape.decoder, self.choices)
         self.units: tuple[Unit, ...] = tuple(unit for part in self.parts for unit in part.units)
         self.names: tuple[str, ...] = tuple(unit.name for unit in self.units)
@@ -97,14 +111,12 @@ class Space:
             index for index, unit in enumerate(self.units) if unit.reads and unit.after is None
         )
         self.limits: tuple[str, ...] = tuple(limit.name for limit in budget.limits)
-        self.capacity: Costs = tuple(
-            limit.maximum - limit.used(cost(Plan(), shape, limit.accounting, budget.generation))
-            for limit in budget.limits
-        )
+        self.allowed: Costs = prices.allowed()
+        self.capacity: Costs = _minus(self.allowed, prices.fixed())
         # Python integers, one tuple per unit or part: exact and fast to add up.
-        self._openings: tuple[Costs, ...] = tuple(self._opening(part) for part in self.parts)
+        self._openings: tuple[Costs, ...] = tuple(prices.opening(part) for part in self.parts)
         self._columns: tuple[Costs, ...] = tuple(
-            column for part in self.parts for column in self._prices(part)
+            column for part in self.parts for column in prices.columns(part)
         )
         self._part: tuple[int, ...] = tuple(
             place for place, part in enumerate(self.parts) for _ in part.units
@@ -117,39 +129,6 @@ class Space:
         return f"Space({self.shape.name!r}, {len(self.units)} units, limits {list(self.limits)})"
 
     # Costs
-
-    def _entry(self, sublayer: SubLayer, keep: Keep) -> Costs:
-        """Return what keeping this of a sub-layer costs under every limit."""
-        return tuple(
-            getattr(
-                entry_cost(sublayer, keep, self.shape, limit.accounting, self.budget.generation),
-                limit.quantity,
-            )
-            for limit in self.budget.limits
-        )
-
-    def _opening(self, part: Part) -> Costs:
-        """Return what a part of free heads costs beside its heads."""
-        nothing = (0,) * len(self.limits)
-        if not part.free:
-            return nothing
-        one = self._entry(part.sublayer, Keep(heads=(0,)))
-        two = self._entry(part.sublayer, Keep(heads=(0, 1)))
-        return tuple(a - (b - a) for a, b in zip(one, two, strict=True))
-
-    def _prices(self, part: Part) -> list[Costs]:
-        """Return what each unit of a part adds to the cost."""
-        opening = self._opening(part)
-        prices = []
-        for unit in part.units:
-            whole = self._entry(part.sublayer, unit.keep)
-            before = (0,) * len(self.limits)
-            if unit.after is not None:
-                before = self._entry(part.sublayer, part.units[unit.after - part.first].keep)
-            elif part.free and not unit.alone:
-                before = opening
-            prices.append(tuple(a - b for a, b in zip(whole, before, strict=True)))
-        return prices
 
     def part_of(self, unit: int) -> int:
         """Return the index of the part that a unit belongs to."""
@@ -211,6 +190,9 @@ class Space:
 
     def lawful(self, bits: Sequence[int]) -> bool:
         """Whether the bits obey the rules of the units (chains, replacements alone)."""
+        kept = [unit for unit, bit in enumerate(bits) if bit]
+        if any(self.units[u].prefix and kept[0] < self.parts[self._part[u]].first for u in kept):
+            return False
         return all(
             part.lawful(bits[part.first : part.first + len(part.units)]) for part in self.parts
         )
@@ -230,12 +212,19 @@ class Space:
             PlanError: the plan does not belong to this space.
         """
         left = self.remaining(self.bits(plan))
-        problems = [
-            f"{limit.name}: the plan needs {limit.maximum - rest:,}, the limit {limit.text!r} "
-            f"allows {limit.maximum:,} ({-rest:,} too many)"
-            for limit, rest in zip(self.budget.limits, left, strict=True)
-            if rest < 0
-        ]
+        problems = []
+        for limit, allowed, rest in zip(self.budget.limits, self.allowed, left, strict=True):
+            needs = limit.shown(allowed - rest)
+            if rest < 0 and limit.measured:
+                problems.append(
+                    f"{limit.name}: the plan is predicted to need {needs}, the limit "
+                    f"{limit.text!r} allows {limit.shown(limit.maximum)}"
+                )
+            elif rest < 0:
+                problems.append(
+                    f"{limit.name}: the plan needs {needs}, the limit {limit.text!r} allows "
+                    f"{limit.maximum:,} ({-rest:,} too many)"
+                )
         if not self.legal(plan):
             problems.append("no cross-attention is kept, so the student cannot read the page")
         return problems
@@ -292,6 +281,8 @@ class Space:
         for selection in part.selections():
             remaining, reads, kept = beginning.remaining, beginning.reads, beginning.kept
             if selection.keep is not None:
+                if kept and selection.keep.prefix:
+                    continue
                 remaining = _minus(remaining, self._selected(place, selection))
                 reads = reads or reads_page(part.sublayer, selection.keep)
                 kept = (*kept, (part.sublayer, selection.keep))
@@ -323,7 +314,8 @@ class Space:
 
     @cached_property
     def _counted(self) -> int:
-        # Ways to reach each state (what remains, whether the page is read), part by part.
+        # Ways to reach each state (what remains, whether the page is read), part by part. What
+        # stands for a whole beginning starts from the one state in which nothing is kept.
         states: Counter[tuple[Costs, bool]] = Counter({(self.capacity, False): 1})
         for place in range(len(self.parts)):
             choices = self._weighted(place)
@@ -333,20 +325,27 @@ class Space:
                     left = _minus(remaining, price)
                     if self._completable(left, read or reads, place + 1):
                         following[left, read or reads] += ways * times
+            for index in self.parts[place].indices:
+                left = _minus(self.capacity, self._columns[index])
+                if self.units[index].prefix and self._completable(left, False, place + 1):
+                    following[left, False] += 1
             states = following
         return sum(ways for (_, read), ways in states.items() if read)
 
     def _weighted(self, place: int) -> Counter[tuple[Costs, bool]]:
         """Return the choices for a part by cost and reading, with how often each occurs.
 
+        Units that stand for a whole beginning are left out: they depend on the parts before.
         Free heads of one sub-layer cost the same, so their subsets are counted by binomials.
         """
         part = self.parts[place]
         counted: Counter[tuple[Costs, bool]] = Counter()
         if not part.free:
             for selection in part.selections():
-                reads = selection.keep is not None and reads_page(part.sublayer, selection.keep)
-                counted[self._selected(place, selection), reads] += 1
+                keep = selection.keep
+                reads = keep is not None and reads_page(part.sublayer, keep)
+                if keep is None or not keep.prefix:
+                    counted[self._selected(place, selection), reads] += 1
             return counted
         heads = [index for index in part.indices if not self.units[index].alone]
         reads = self.units[heads[0]].reads
@@ -356,7 +355,7 @@ class Space:
             price = _plus(price, self._columns[heads[0]])
             counted[price, reads] += comb(len(heads), kept)
         for index in part.indices:
-            if self.units[index].alone:
+            if self.units[index].alone and not self.units[index].prefix:
                 counted[self._columns[index], self.units[index].reads] += 1
         return counted
 
@@ -385,27 +384,37 @@ class Space:
 
         best = min(self.required, key=burden)
         costs = {
-            limit.name: limit.maximum - capacity + need
-            for limit, capacity, need in zip(
-                self.budget.limits, self.capacity, self.price(best, none), strict=True
+            name: allowed - capacity + need
+            for name, allowed, capacity, need in zip(
+                self.limits, self.allowed, self.capacity, self.price(best, none), strict=True
             )
         }
         return self.plan(tuple(int(unit == best) for unit in range(len(none)))), costs
 
-    def check(self) -> None:
+    def check(self, measured: Mapping[str, int] | None = None) -> None:
         """Refuse a budget that no legal student meets.
+
+        Args:
+            measured: figures of the student of `smallest()` by limit. Without them, measured
+                limits are judged by their predictions.
 
         Raises:
             InfeasibleError: names every impossible limit, the smallest legal student's cost under
                 it and what to do.
         """
         plan, costs = self.smallest()
-        problems = [
-            f"  - {limit.name}: the limit {limit.text!r} allows {limit.maximum:,}, "
-            f"the smallest legal student {str(plan)!r} needs {costs[limit.name]:,}"
-            for limit in self.budget.limits
-            if costs[limit.name] > limit.maximum
-        ]
+        problems = []
+        for limit, allowed in zip(self.budget.limits, self.allowed, strict=True):
+            known = limit.measured and limit.name in (measured or {})
+            need = (measured or {})[limit.name] if known else costs[limit.name]
+            if need > (limit.maximum if known else allowed):
+                how = "was measured at" if known else "needs"
+                how = "is predicted to need" if limit.measured and not known else how
+                problems.append(
+                    f"  - {limit.name}: the limit {limit.text!r} allows "
+                    f"{limit.shown(limit.maximum)}, the smallest legal student {str(plan)!r} "
+                    f"{how} {limit.shown(need)}"
+                )
         if problems:
             raise InfeasibleError(
                 "No legal student fits the budget:\n" + "\n".join(problems) + "\nA legal student "
@@ -417,16 +426,22 @@ class Space:
         """Return what defines the space (teacher, limits, choices) as plain JSON.
 
         Two spaces are the same for a study exactly when this is equal. A limit's text is left
-        out: "31.25%" and the number it stands for are the same limit.
+        out: "31.25%" and the number it stands for are the same limit. Predictions are part of it
+        where there are measured limits.
         """
         budget = self.budget.to_json()
         for limit in budget["limits"]:
             del limit["text"]
-        return {
+        about = {
             "teacher": self.shape.to_json(),
             "budget": budget,
             "choices": self.choices.to_json(),
         }
+        if self.predictions:
+            about["predictions"] = {
+                name: known.to_json() for name, known in sorted(self.predictions.items())
+            }
+        return about
 
     @classmethod
     def from_json(cls, data: Any) -> Space:
@@ -438,13 +453,18 @@ class Space:
         budget = {
             **data["budget"],
             "limits": [
-                {**limit, "text": str(limit["maximum"])} for limit in data["budget"]["limits"]
+                {**limit, "text": shown(limit["quantity"], limit["maximum"])}
+                for limit in data["budget"]["limits"]
             ],
         }
         return cls(
             TeacherShape.from_json(data["teacher"]),
             Budget.from_json(budget),
             Choices.from_json(data["choices"]),
+            {
+                name: Prediction.from_json(known)
+                for name, known in data.get("predictions", {}).items()
+            },
         )
 
 

@@ -4,7 +4,9 @@ The loop knows nothing of training: `evaluate` is handed in. All decisions are t
 `ledger` in the study's database, so workers need no scheduler, may come and go, and may be killed
 at any moment. Every worker does the same:
 
-1. *Queue* the warm-start plans, all checked first: an infeasible plan is never a trial.
+1. *Queue* the warm-start plans, all checked first: an infeasible plan is never a trial. Where the
+   budget has measured limits, every plan's student is measured before (`admission`); warm plans
+   and proposals that turn out to be over a limit are left out, counted, and not proposed again.
 2. *Claim* the next plan: one that a dead worker left or a live one handed back, else the first that
    is queued, else the sampler's proposal. Proposals depend on the study's history alone, so a
    study with one worker that is killed and run again goes on as if nothing had happened.
@@ -44,6 +46,7 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.search.admission import Admission, Admit
 from circuitsearch.search.samplers import (
     REGISTRY,
     FeasibleSampler,
@@ -52,7 +55,7 @@ from circuitsearch.search.samplers import (
     Prior,
     SpaceExhaustedError,
 )
-from circuitsearch.search.space import Space
+from circuitsearch.search.space import Bits, Space
 from circuitsearch.search.storage.ledger import Ledger, Outlook, Terms
 from circuitsearch.search.storage.mirror import Mirror, mirror_name
 from circuitsearch.search.storage.recall import Recall
@@ -195,14 +198,44 @@ class Study(StudyView):
         add_phase(self._storage, self.name, self.identity, name, objective)
         return Study(self._storage, self.name, self.space, None, name)
 
-    def queue(self, plans: Sequence[tuple[Plan, str]]) -> int:
+    def queue(self, plans: Sequence[tuple[Plan, str]], admit: Admit | None = None) -> int:
         """Queue plans, each with its source, for whoever runs the study; return how many are new.
 
+        Args:
+            plans: the plans.
+            admit: measures a plan where the budget has measured limits; see `run`.
+
         Raises:
-            PlanError: plans are infeasible; all are named with the numbers, none is queued.
+            PlanError: plans are infeasible, or measured to be so; all are named with the numbers,
+                none is queued.
+            ConfigError: there are measured limits, and nothing measures them.
             StorageError: the database fails.
         """
-        return self._ledger.queue(self._checked(plans))
+        chosen = self._checked(plans)
+        with worker_name() as me:
+            admission = Admission(self.space, self._speeds, admit, me, 120.0)
+            problems = [
+                f"{plan} ({source}): {fault}"
+                for plan, source in chosen
+                for fault in admission.problems(plan)
+            ]
+        raise_together(problems, PlanError, "Plans over a measured limit")
+        return self._ledger.queue(chosen)
+
+    def admitted(self, plans: Sequence[Plan], admit: Admit | None = None) -> list[Plan]:
+        """Return those of some feasible plans that are within the measured limits.
+
+        Args:
+            plans: the plans.
+            admit: measures a plan where the budget has measured limits; see `run`.
+
+        Raises:
+            ConfigError: there are measured limits, and nothing measures them.
+            StorageError: the database fails.
+        """
+        with worker_name() as me:
+            admission = Admission(self.space, self._speeds, admit, me, 120.0)
+            return [plan for plan in plans if not admission.problems(plan)]
 
     def repair_mirror(self) -> int:
         """Show in Optuna's study what it lacks of the finished trials; return how many.
@@ -231,6 +264,7 @@ class Study(StudyView):
         warm: Sequence[tuple[Plan, str]] = (),
         on_trial: Callable[[TrialRecord], None] | None = None,
         *,
+        admit: Admit | None = None,
         max_failures: int = 10,
         lease: float = 120.0,
         attempts: int = 3,
@@ -246,6 +280,9 @@ class Study(StudyView):
             trainings: number of measured plans at which to stop.
             warm: plans to evaluate first, each with its source; known ones are passed over.
             on_trial: called after each trial of this worker that is measured or has failed.
+            admit: measures what a plan's student needs, one figure per measured limit of the
+                budget, by `Limit.name`; called once per plan, whatever the number of workers. Not
+                needed, and not called, without measured limits.
             max_failures: number of failed trials, earlier runs included, that is put up with.
             lease: seconds after which a worker that gives no sign of life loses its plan; signs
                 are given every third of it. Also how long a failing database is put up with.
@@ -258,6 +295,7 @@ class Study(StudyView):
 
         Raises:
             PlanError: warm plans are infeasible; all are named with the numbers, none is queued.
+            ConfigError: there are measured limits, and nothing measures them.
             TrainingError: more than `max_failures` trials have failed.
             DataError: `evaluate` returned another plan's measurement, or one without quality.
             StorageError: the database fails.
@@ -269,10 +307,11 @@ class Study(StudyView):
             set_stop(self._storage, self.name, False)
         self.repair_mirror()
         with worker_name(worker) as me:
+            admission = Admission(self.space, self._speeds, admit, me, lease)
             try:
-                self._ledger.queue(chosen, trainings)
-                while not isinstance(row := self._claim(me, terms), Ending):
-                    record = self._carry_out(row, me, evaluate, lease)
+                self._ledger.queue(self._warm(chosen, admission, trainings), trainings)
+                while not isinstance(row := self._claim(me, terms, admission), Ending):
+                    record = self._carry_out(row, me, evaluate, lease, admission)
                     if on_trial is not None:
                         on_trial(record)
             except BaseException:
@@ -292,13 +331,23 @@ class Study(StudyView):
         raise_together(problems, PlanError, "Warm-start plans that are not feasible")
         return [(self.space.plan(self.space.bits(plan)), source) for plan, source in warm]
 
-    def _claim(self, me: str, terms: Terms) -> Row | Ending:
+    def _warm(
+        self, plans: list[tuple[Plan, str]], admission: Admission, trainings: int
+    ) -> list[tuple[Plan, str]]:
+        """Return the warm-start plans that are within the measured limits."""
+        if not self.space.budget.measured:
+            return plans
+        if self._ledger.counts()["measured"] >= trainings:
+            return []  # nothing will be queued, so nothing needs to be measured
+        return [(plan, source) for plan, source in plans if not admission.problems(plan)]
+
+    def _claim(self, me: str, terms: Terms, admission: Admission) -> Row | Ending:
         """Return the next plan for this worker, or why there is none; wait as long as needed."""
         pause = 0.05
         history = patiently(self._recall.history, terms.lease)
         # A proposal is worth its time only if nothing is waiting to be evaluated before it.
         wanted = self._recall.waiting == 0 and self._recall.begun < terms.trainings
-        proposal = self._proposal(history) if wanted else None
+        proposal = self._proposal(history, admission) if wanted else None
         while True:
             got = patiently(partial(self._ledger.claim, me, terms, proposal), terms.lease)
             if isinstance(got, Row):
@@ -313,14 +362,27 @@ class Study(StudyView):
             proposal = None
             if got is Outlook.PROPOSE:
                 history = patiently(self._recall.history, terms.lease)
-                proposal = self._proposal(history)
+                proposal = self._proposal(history, admission)
                 if proposal is None and self._recall.waiting + self._recall.running == 0:
-                    return Ending.EXHAUSTED
+                    return Ending.STOPPED if self.stopping() else Ending.EXHAUSTED
             if proposal is None:
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0, terms.lease / 4)
 
-    def _proposal(self, history: History) -> tuple[Plan, str] | None:
+    def _proposal(self, history: History, admission: Admission) -> tuple[Plan, str] | None:
+        """Return a proposal that is within the measured limits; None when nothing is left."""
+        while True:
+            history = replace(history, taken=history.taken | admission.refused())
+            bits = self._next(history)
+            if bits is None:
+                return None
+            plan = self.space.plan(bits)
+            if not admission.problems(plan):
+                return plan, "sampler"
+            if self.stopping():  # measuring may take long
+                return None
+
+    def _next(self, history: History) -> Bits | None:
         """Return the sampler's proposal; None when nothing is left to propose.
 
         Workers with the same history would propose the same plan, and all but one in vain. One that
@@ -335,16 +397,18 @@ class Study(StudyView):
             except SpaceExhaustedError:
                 break
             history = replace(history, taken=history.taken | {bits})
-        return None if bits is None else (self.space.plan(bits), "sampler")
+        return bits
 
-    def _carry_out(self, row: Row, me: str, evaluate: Evaluate, lease: float) -> TrialRecord:
+    def _carry_out(
+        self, row: Row, me: str, evaluate: Evaluate, lease: float, admission: Admission
+    ) -> TrialRecord:
         """Evaluate a claimed plan and record what came out."""
         plan = Plan.parse(row.plan)
-        problems = _problems(self.space, plan)
-        if problems:  # queued by another program, past `_checked`
-            outcome = Outcome(None, "; ".join(problems))
-        else:
-            with heartbeat(partial(self._ledger.extend, row.plan_hash, me, lease), lease):
+        with heartbeat(partial(self._ledger.extend, row.plan_hash, me, lease), lease):
+            problems = _problems(self.space, plan) or admission.problems(plan)
+            if problems:  # queued by another program, past `_checked`
+                outcome = Outcome(None, "; ".join(problems))
+            else:
                 outcome = _measure(plan, row.source, evaluate)
         done = patiently(partial(self._ledger.record, row.plan_hash, me, outcome), lease)
         return trial_record(done)

@@ -22,10 +22,11 @@ from optuna.storages import RDBStorage
 from circuitsearch.core.errors import ConfigError, PlanError, StorageError
 from circuitsearch.core.files import content_hash
 from circuitsearch.core.plan import Plan
+from circuitsearch.search.admission import Admit
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import masked, storage_errors
-from circuitsearch.search.storage.tables import claims, phases, results, studies
+from circuitsearch.search.storage.tables import claims, phases, results, speeds, studies
 from circuitsearch.search.storage.transactions import (
     find_study,
     locked,
@@ -40,7 +41,7 @@ from circuitsearch.search.study import Study
 
 __all__ = ["StudySummary", "backup", "copy", "fork", "list_studies", "make_mirrors"]
 
-_TABLES = (studies, phases, claims, results)
+_TABLES = (studies, phases, claims, results, speeds)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def copy(source: RDBStorage, target: RDBStorage, name: str, new: str | None = No
     for row in rows[claims.name]:
         if row["state"] == "running":
             row.update(state="queued", worker=None, lease_until=None)
+    rows[speeds.name] = [row for row in rows[speeds.name] if row["state"] != "measuring"]
     _refuse_taken(target, new)
     with storage_errors(target.url), target.engine.begin() as connection:
         for table in _TABLES:
@@ -196,6 +198,7 @@ def fork(
     goal: Objective = "single",
     *,
     best: int = 8,
+    admit: Admit | None = None,
 ) -> Study:
     """Begin a study with other settings that takes along what an earlier one has found.
 
@@ -217,6 +220,8 @@ def fork(
         versions: see there.
         goal: see there.
         best: number of plans to queue when the objective differs.
+        admit: measures a plan, where the new budget has measured limits (`Study.run`); plans over
+            one are left behind.
 
     Raises:
         ConfigError: there is no study of the one name, or one of the other; or see `Study.open`.
@@ -229,11 +234,13 @@ def fork(
     usable = [
         one for one in earlier.trials() if one.measurement is not None and _fits(space, one.plan)
     ]
+    within = {plan.hash for plan in study.admitted([Plan.parse(one.plan) for one in usable], admit)}
+    usable = [one for one in usable if one.plan_hash in within]
     if content_hash(study.objective) == content_hash(earlier.objective):
         _adopt(storage, name, study, [one.plan_hash for one in usable])
         return study
     ranked = sorted(usable, key=lambda one: -(one.measurement.quality or 0.0))  # type: ignore[union-attr]
-    study.queue([(Plan.parse(one.plan), "fork") for one in ranked[:best]])
+    study.queue([(Plan.parse(one.plan), "fork") for one in ranked[:best]], admit)
     return study
 
 

@@ -8,6 +8,7 @@ units of a sub-layer are its *part* of the bits, and come in these kinds:
     heads         `C3.H0` `C3.H1` ...      any subset of its heads
     widths        `M1:128` `M1:256` ...    its best-ranked neurons, by the steps of a menu (a chain)
     replacement   `M1=mean`                a cheap stand-in, alone in its part
+    prefix        `C0=token`               stands for all parts up to its own: alone in all of them
 
 Step k of a chain is kept only if step k - 1 is, so each step has its own cost and worth, and both
 add up (cumulative coding). Which bits belong to which plan is then one to one: a plan has one
@@ -44,7 +45,8 @@ class Choices:
         attention: units of self- and cross-attention (module docstring).
         widths: neurons kept by each step of a feed-forward, ascending; the whole width is always
             the last step and need not be named. Empty: whole or skipped.
-        replacements: stand-ins that are offered wherever they are legal (`core.keep`).
+        replacements: stand-ins that are offered wherever they are legal (`core.keep`); `token`
+            wherever a cross-attention follows.
         heads: order of the heads of each attention, best first, by sub-layer; asked for by
             `counts`. Heads that are not named follow in their own order.
     """
@@ -129,6 +131,7 @@ class Unit:
             one of several free heads, that head alone.
         after: index of the unit that has to be kept too, None for a first step.
         alone: whether it excludes the other units of its part (a replacement).
+        prefix: whether it excludes all units of earlier parts too; it is then `alone` as well.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Unit:
     keep: Keep
     after: int | None = None
     alone: bool = False
+    prefix: bool = False
 
     @property
     def reads(self) -> bool:
@@ -239,6 +243,8 @@ def parts_of(shape: DecoderShape, choices: Choices) -> tuple[Part, ...]:
     choices.check(shape)
     parts: list[Part] = []
     first = 0
+    # behind it nothing reads the page, so a beginning that ends there leaves no legal plan
+    last_reader = SubLayer.at(shape.layers - 1, Kind.CROSS)
     for sublayer in sublayers(shape.layers):
         steps, free = _steps(sublayer, shape, choices)
         units = [
@@ -246,9 +252,9 @@ def parts_of(shape: DecoderShape, choices: Choices) -> tuple[Part, ...]:
             for place, (name, keep) in enumerate(steps)
         ]
         units += [
-            Unit(f"{sublayer}={name}", sublayer, Keep(replacement=name), alone=True)
-            for name in choices.replacements
-            if sublayer.kind in REPLACEMENTS[name].kinds
+            Unit(f"{sublayer}={name}", sublayer, Keep(replacement=name), None, True, one.prefix)
+            for name, one in ((name, REPLACEMENTS[name]) for name in choices.replacements)
+            if sublayer.kind in one.kinds and not (one.prefix and sublayer >= last_reader)
         ]
         parts.append(Part(sublayer, first, tuple(units), free, shape.heads))
         first += len(units)

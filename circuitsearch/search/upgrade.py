@@ -2,7 +2,8 @@
 
 Studies of schema 1 lived in Optuna's study, with the measurements beside it. Their trials become
 trials of schema 2 in the same order: finished ones keep their results, and what was queued or
-interrupted is queued. Optuna's study is made anew as a mirror. It is safe to repeat.
+interrupted is queued. Optuna's study is made anew as a mirror. Studies of schema 2 lack the table
+of speeds only, which opening the database makes. It is safe to repeat.
 """
 
 from __future__ import annotations
@@ -50,9 +51,20 @@ def upgrade(url_or_path: str | os.PathLike[str]) -> list[str]:
             if identity is not None:
                 _convert(storage, study.study_name, study._study_id, identity)
                 converted.append(study.study_name)
+        converted += _raised(storage)
     finally:
         close_storage(storage)
     return converted
+
+
+def _raised(storage: RDBStorage) -> list[str]:
+    """Raise the studies of schema 2 to the present one; return their names."""
+    old = studies.c.schema_version == 2
+    with storage_errors(storage.url), storage.engine.begin() as connection:
+        query = sa.select(studies.c.name).where(old).order_by(studies.c.name)
+        names = list(connection.scalars(query))
+        connection.execute(sa.update(studies).where(old).values(schema_version=SCHEMA))
+    return names
 
 
 def _convert(storage: RDBStorage, name: str, study_id: int, identity: Mapping[str, Any]) -> None:

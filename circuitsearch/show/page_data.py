@@ -170,7 +170,8 @@ def _state(part: Component, keep: Keep | None, heads: set[int]) -> tuple[str, st
         own = not REPLACEMENTS[keep.replacement].fitted  # the sub-layer still runs
         if part.head is not None:
             return (_KEPT if own else _REMOVED), ""
-        return _PARTLY, f"replaced: {keep.replacement}"
+        before = " (with all before it)" if keep.prefix else ""
+        return _PARTLY, f"replaced: {keep.replacement}{before}"
     if part.head is not None:
         return (_KEPT if keep.heads is None or part.head in keep.heads else _REMOVED), ""
     if keep.whole or (heads and set(keep.heads or ()) == heads):

@@ -14,6 +14,7 @@ from typing import Any
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.cost import Accounting, Cost, Scope, ScopeCost
+from circuitsearch.core.difference import Difference
 from circuitsearch.core.errors import (
     CircuitSearchError,
     DataError,
@@ -90,6 +91,9 @@ class ResultRow:
         macs: multiply-adds of the student.
         macs_share: multiply-adds as a share of the teacher's.
         search_cost: what finding it took; None when unknown.
+        difference: this row's ANLS minus that of another row, paired by question; None where that
+            was not computed, and in the other row itself.
+        difference_to: name of that other row.
     """
 
     name: str
@@ -116,6 +120,8 @@ class ResultRow:
     macs: int
     macs_share: float
     search_cost: SearchCost | None = None
+    difference: Difference | None = None
+    difference_to: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as a JSON object; `from_json` reads it back equal."""
@@ -132,6 +138,8 @@ class ResultRow:
         values["seeds"] = tuple(values["seeds"])
         if values.get("search_cost") is not None:
             values["search_cost"] = SearchCost(**record_fields(SearchCost, values["search_cost"]))
+        if values.get("difference") is not None:
+            values["difference"] = Difference.from_json(values["difference"])
         return cls(**values)
 
 
@@ -175,6 +183,8 @@ def result_rows(
     accounting: Accounting = "paper",
     scope: Scope = "decoder",
     search: Mapping[str, SearchCost] | None = None,
+    differences: Mapping[str, Difference] | None = None,
+    difference_to: str | None = None,
 ) -> tuple[ResultRow, ...]:
     """Turn named measurements into the rows of a table, in the order given.
 
@@ -184,6 +194,8 @@ def result_rows(
         accounting: accounting of parameters and MACs, the budget's.
         scope: scope of parameters and MACs.
         search: what finding each row took, by row name.
+        differences: each row's ANLS minus that of the row `difference_to`, by row name.
+        difference_to: name of the row that the others are compared with.
 
     Raises:
         DataError: no teacher or two, an empty or mixed group, a repeated seed, a cost that is
@@ -198,7 +210,10 @@ def result_rows(
     if len(teachers) != 1:
         problems.append(f"{len(teachers)} rows have phase 'teacher', exactly one must")
     problems += [
-        f"search cost of {name!r}: no such row" for name in search or () if name not in groups
+        f"{what} of {name!r}: no such row"
+        for what, given in (("search cost", search), ("difference", differences))
+        for name in given or ()
+        if name not in groups
     ]
     costs = {}
     for name, group in groups.items():
@@ -225,6 +240,8 @@ def result_rows(
             macs=costs[name].macs,
             macs_share=costs[name].macs / max(whole.macs, 1),
             search_cost=(search or {}).get(name),
+            difference=(differences or {}).get(name),
+            difference_to=difference_to if name in (differences or {}) else None,
             **_summary(group),
         )
         for name, group in groups.items()

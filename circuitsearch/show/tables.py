@@ -15,12 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitsearch.core.difference import Difference
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.scores import ComponentScore, Scores
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.show.text import DASH, count, escape_markdown, one_line, signed
 
-__all__ = ["markdown_table", "print_paths", "print_rows", "print_scores", "table_notes"]
+__all__ = [
+    "blank_table",
+    "markdown_table",
+    "print_paths",
+    "print_rows",
+    "print_scores",
+    "show_table",
+    "table_notes",
+]
 
 _COLUMNS = (
     "Rank",
@@ -28,6 +37,7 @@ _COLUMNS = (
     "Plan",
     "Kept",
     "ANLS [95 % interval]",
+    "Difference",
     "Exact",
     "Parameters",
     "MACs",
@@ -35,10 +45,13 @@ _COLUMNS = (
     "Source",
 )
 _DETAILS = frozenset(("Plan", "Search cost", "Source"))  # left out on narrow terminals
-_WIDE = 130  # terminal columns that every column of the table needs
+_WIDE = 130  # terminal columns that every column of the table needs,
+_WIDER = 18  # and that a column of differences needs beside them
 _CODE = frozenset(("Plan", "Kept"))
 # Made of numbers alone: right-aligned, and nothing in them needs escaping.
-_NUMBERS = frozenset(("Rank", "ANLS [95 % interval]", "Exact", "Parameters", "MACs", "Search cost"))
+_NUMBERS = frozenset(
+    ("Rank", "ANLS [95 % interval]", "Difference", "Exact", "Parameters", "MACs", "Search cost")
+)
 
 
 def markdown_table(rows: Sequence[ResultRow]) -> str:
@@ -48,9 +61,10 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
         DataError: the rows count under different accountings or scopes.
     """
     _check_same_unit(rows)
+    columns = _columns(rows)
     lines = [
-        f"| {' | '.join(_COLUMNS)} |",
-        "|" + "|".join(" ---: " if name in _NUMBERS else " --- " for name in _COLUMNS) + "|",
+        f"| {' | '.join(columns)} |",
+        "|" + "|".join(" ---: " if name in _NUMBERS else " --- " for name in columns) + "|",
     ]
     for row in rows:
         cells = [
@@ -60,6 +74,7 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
             if name in _NUMBERS
             else escape_markdown(cell)
             for name, cell in zip(_COLUMNS, _cells(row), strict=True)
+            if name in columns
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -73,11 +88,12 @@ def print_rows(rows: Sequence[ResultRow], console: Console) -> None:
     """
     _check_same_unit(rows)
     cells = [dict(zip(_COLUMNS, _cells(row), strict=True)) for row in rows]
-    longest = (max(len(one_line(row[name])) for row in (*cells, {name: name})) for name in _COLUMNS)
+    columns = _columns(rows)
+    longest = (max(len(one_line(row[name])) for row in (*cells, {name: name})) for name in columns)
     stacked = console.is_terminal and sum(width + 2 for width in longest) > console.width
-    narrow = stacked and console.width < _WIDE
-    names = [name for name in _COLUMNS if not (narrow and name in _DETAILS)]
-    table = _table()
+    narrow = stacked and console.width < _WIDE + _WIDER * ("Difference" in columns)
+    names = [name for name in columns if not (narrow and name in _DETAILS)]
+    table = blank_table()
     for name in names:
         heading = {"Rank": "#"}.get(name, name.replace(" [", "\n[")) if stacked else name
         # Numbers and pictures of plans are unreadable when folded; names and plans may be.
@@ -88,7 +104,7 @@ def print_rows(rows: Sequence[ResultRow], console: Console) -> None:
     for row, texts in zip(rows, cells, strict=True):
         shown = [texts[name] if stacked else one_line(texts[name]) for name in names]
         _add(table, shown, "bold" if row.rank == 1 else None)
-    _show(table, console)
+    show_table(table, console)
     for note in table_notes(rows):
         console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
 
@@ -100,7 +116,7 @@ def print_scores(scores: Scores, console: Console) -> None:
         judged = entry.score if entry.effect is None else entry.effect
         return -1.0 if judged is None else abs(judged)
 
-    table = _table()
+    table = blank_table()
     table.add_column("Component")
     for name in ("Effect", "Sd", "Score", "Sd"):
         table.add_column(name, justify="right")
@@ -108,7 +124,7 @@ def print_scores(scores: Scores, console: Console) -> None:
         pairs = ((entry.effect, entry.effect_sd), (entry.score, entry.score_sd))
         cells = [text for value, sd in pairs for text in (_signed(value), _plain(sd))]
         _add(table, [entry.component, *cells])
-    _show(table, console)
+    show_table(table, console)
     about = (
         f"Rise of {scores.metric} when a component is removed ({scores.ablation} ablation), over "
         f"{scores.examples:,} examples; {scores.base_metric:.4g} with everything in place. Effects "
@@ -132,7 +148,7 @@ def print_paths(paths: Mapping[str, Any], console: Console) -> None:
     Raises:
         DataError: a field is missing.
     """
-    table = _table()
+    table = blank_table()
     table.add_column("Path")
     for name in ("Cosine", "Sd", "Overlap", "Loss"):
         table.add_column(name, justify="right")
@@ -147,11 +163,17 @@ def print_paths(paths: Mapping[str, Any], console: Console) -> None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"Table of paths: missing or malformed field: {error}") from error
-    _show(table, console)
+    show_table(table, console)
     console.print(Text(one_line(note), style="dim"), soft_wrap=not console.is_terminal)
 
 
-def _table() -> Table:
+def _columns(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    """Return the columns of a table: differences only where some were computed."""
+    compared = any(row.difference is not None for row in rows)
+    return tuple(name for name in _COLUMNS if compared or name != "Difference")
+
+
+def blank_table() -> Table:
     """Return an empty table in the house style."""
     return Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
 
@@ -162,7 +184,7 @@ def _add(table: Table, cells: Sequence[str], style: str | None = None) -> None:
     table.add_row(*(Text("\n".join(cell)) for cell in lines), style=style)
 
 
-def _show(table: Table, console: Console) -> None:
+def show_table(table: Table, console: Console) -> None:
     """Print a table; in a file or a pipe, which have no width, it is as wide as it needs to be."""
     width = console.width
     console.width = width if console.is_terminal else max(width, 1000)
@@ -187,6 +209,12 @@ def table_notes(rows: Sequence[ResultRow]) -> list[str]:
             "± is the standard deviation over seeds (n in brackets); the interval beside it is the "
             "mean of the seeds' intervals."
         )
+    compared = next((row.difference_to for row in rows if row.difference is not None), None)
+    if compared is not None:
+        notes.append(
+            f"Difference: ANLS minus that of {one_line(compared)} on the same questions, seeds "
+            "averaged, with its 95 % interval of a paired bootstrap over documents."
+        )
     notes.append("Kept: S C M per layer, lower case in part, a dot where skipped.")
     groups: dict[str, list[str]] = {}
     for row in rows:
@@ -208,6 +236,7 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
         row.plan or "(empty)",
         row.glyphs,
         _quality(row),
+        _difference(row.difference),
         _mean(row.exact, row.exact_sd),
         f"{count(row.parameters)}\n({100 * row.parameters_share:.4g} %)",
         f"{count(row.macs)}\n({100 * row.macs_share:.4g} %)",
@@ -224,6 +253,16 @@ def _quality(row: ResultRow) -> str:
     if row.quality_sd is not None:
         text += f"\n± {row.quality_sd:.3f} ({len(row.seeds)})"
     return text
+
+
+def _difference(found: Difference | None) -> str:
+    """Write a paired difference and its interval."""
+    if found is None:
+        return DASH
+    text = f"{found.mean:+.3f}"
+    if found.low is not None and found.high is not None:
+        text += f"\n[{found.low:+.3f}, {found.high:+.3f}]"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _mean(value: float | None, spread: float | None) -> str:

@@ -8,8 +8,9 @@ pages' hash, the settings. Nothing here knows an architecture or a data format.
 from .discover import draw_circuit, score, trace_paths
 from .inputs import compute_features, documents, fit, load, plan_space
 from .ranking import Ranking, rank, train_elastic
-from .reporting import hand_over, outputs, preview, report
+from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import compare, fork, join, promote, search, versions
+from .submission import answer_file
 from .training import StudentTrainer, evaluate
 from .warm import WarmPlans, warm_start, worths
 
@@ -17,6 +18,8 @@ __all__ = [
     "Ranking",
     "StudentTrainer",
     "WarmPlans",
+    "answer_file",
+    "card_facts",
     "compare",
     "compute_features",
     "documents",

@@ -7,24 +7,28 @@ from dataclasses import replace
 
 import torch
 
-from circuitsearch.config import SPLITS, DocVQAData, RenderedData
+from circuitsearch.config import SPLITS, DocVQAData, RenderedData, RowsData
 from circuitsearch.core.budget import Budget
-from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.files import content_hash, write_json
+from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import best_heads
 from circuitsearch.students.features import Features, prepare_features
-from circuitsearch.students.replacements import FITTED, Replacements, fit_replacements
+from circuitsearch.students.fitting import fit_replacements
+from circuitsearch.students.replacements import FITTED, Replacements
 from circuitsearch.teacher.documents.collate import examples, unusable
-from circuitsearch.teacher.documents.docvqa import load_docvqa
+from circuitsearch.teacher.documents.docvqa import LoadedPages, load_docvqa
 from circuitsearch.teacher.documents.huggingface import load_rows
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.documents.splits import split_pages
 from circuitsearch.teacher.documents.synthetic import rendered_pages
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from circuitsearch.workspace import Workspace
+
+from .speeds import StudentSpeeds
 
 __all__ = ["component_effects", "compute_features", "documents", "fit", "load", "plan_space"]
 
@@ -41,6 +45,9 @@ def load(work: Workspace) -> Teacher:
 def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) -> Space:
     """Resolve the budget against the teacher and refuse it when nothing fits.
 
+    Where the budget has measured limits, a few plans are measured first: the whole teacher, of
+    which shares are taken, the smallest legal student, and those that predictions are fitted to.
+
     Args:
         work: The search.
         teacher: The teacher.
@@ -51,14 +58,20 @@ def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) 
     """
     chosen = work.config.space
     specs = [limit.spec() for limit in work.config.budget]
-    budget = Budget.resolve(specs, teacher.shape, work.config.generation.counted())
+    speeds = StudentSpeeds(work, teacher)
+    measured = any(spec.measured for spec in specs)
+    if measured:  # refuse what is misspelt before anything is measured
+        Budget.resolve(specs, teacher.shape, whole=dict.fromkeys((one.name for one in specs), 1))
+    whole = speeds.of(Plan.full(teacher.shape.decoder.layers)).amounts() if measured else {}
+    budget = Budget.resolve(specs, teacher.shape, work.config.generation.counted(), whole)
     choices = Choices(chosen.attention, tuple(chosen.widths), tuple(chosen.replacements))
-    space = Space(teacher.shape, budget, choices)
-    space.check()
+    predictions = speeds.predictions(budget, choices)
+    space = Space(teacher.shape, budget, choices, predictions)
+    space.check(speeds.of(space.smallest()[0]).amounts() if measured else None)
     if chosen.attention != "counts":
         return space
     order = best_heads(space, component_effects(scores()))
-    return Space(teacher.shape, budget, replace(choices, heads=order))
+    return Space(teacher.shape, budget, replace(choices, heads=order), predictions)
 
 
 def component_effects(scores: Scores) -> dict[str, float]:
@@ -101,23 +114,58 @@ def documents(work: Workspace, teacher: Teacher) -> dict[str, list[Page]]:
         pages = {name: rendered_pages(getattr(data, name), f"{name}-{seed}") for name in SPLITS}
     else:
         with work.say.stage(f"reading {data.path}"):
-            if isinstance(data, DocVQAData):
-                loaded = load_docvqa(data.path, data.images, faults=data.faults)
-            else:
-                loaded = load_rows(
-                    data.path, split=data.split, columns=data.columns, faults=data.faults
-                )
-        kept, skipped = list(loaded.pages), list(loaded.skipped)
+            loaded = _loaded(data)
+        dealt = [list(one.pages) for one in loaded]
+        skipped = [line for one in loaded for line in one.skipped]
         if data.faults == "skip":
-            kept, faults = _usable(kept, teacher)
-            skipped += faults
+            for place, kept in enumerate(dealt):
+                dealt[place], faults = _usable(kept, teacher)
+                skipped += faults
         if skipped:
             path = work.folder / "skipped.json"
             write_json(path, skipped)
             work.say.note(f"{len(skipped)} rows skipped, listed in {path}")
-        pages = split_pages(kept, {name: data.shares[name] for name in data.shares}, seed)
+        pages = split_pages(dealt[0], {name: data.shares[name] for name in data.shares}, seed)
+        if len(dealt) > 1:
+            pages = {"train": _unseen(work, dealt[1], dealt[0]), **pages}
     examples([page for split in pages.values() for page in split], teacher.tokens)
     return pages
+
+
+def _loaded(data: DocVQAData | RowsData) -> list[LoadedPages]:
+    """Read the pages to deal out and, where they are a file of their own, those to distil on."""
+    if isinstance(data, RowsData):
+        return [load_rows(data.path, split=data.split, columns=data.columns, faults=data.faults)]
+    found = [load_docvqa(data.path, data.images, faults=data.faults)]
+    if data.train is not None:
+        found.append(load_docvqa(data.train, data.train_images, faults=data.faults))
+    return found
+
+
+def _unseen(work: Workspace, train: Sequence[Page], held: Sequence[Page]) -> list[Page]:
+    """Return the pages to distil on that share no document and no image with the others.
+
+    Raises:
+        DataError: If none is left.
+    """
+    documents = {page.document for page in held}
+    images = {page.source.fingerprint() for page in held}
+    kept = [
+        page
+        for page in train
+        if page.document not in documents and page.source.fingerprint() not in images
+    ]
+    if not kept:
+        raise DataError(
+            "data.train: every page is one of a document that data.path holds, too; give files "
+            "without common documents"
+        )
+    if len(kept) < len(train):
+        work.say.note(
+            f"{len(train) - len(kept)} of {len(train)} pages of data.train are left out: their "
+            "documents or images are also in data.path"
+        )
+    return kept
 
 
 def _usable(pages: Sequence[Page], teacher: Teacher) -> tuple[list[Page], list[str]]:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,10 @@ def train_elastic(
         known = worths()
         weights = [known[name] for name in space.names]
     plans = plan_of_step(rule, space, seed, weights)
-    recipe = recipe_of(
-        config, steps=config.elastic.steps, learning_rate=config.elastic.learning_rate
+    elastic = config.elastic
+    recipe = replace(
+        recipe_of(config, steps=elastic.steps, learning_rate=elastic.learning_rate),
+        batch=elastic.batch,
     )
     key = [teacher.fingerprint, features.key, space.to_json(), repr(recipe), seed, rule]
     key += weights or []
@@ -93,6 +96,7 @@ def train_elastic(
                 state_file=state,
                 plan_of_step=plans,
                 replacements=replacements,
+                teacher=teacher.decoder,
                 on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
             )
 

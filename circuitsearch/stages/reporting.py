@@ -12,6 +12,8 @@ import torch
 from circuitsearch import __version__
 from circuitsearch.config import RenderedData
 from circuitsearch.core.files import read_json, write_bytes
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
@@ -19,15 +21,18 @@ from circuitsearch.show.plots import quality_against_cost
 from circuitsearch.show.report import write_result
 from circuitsearch.show.rows import ResultRow, by_plan, result_rows
 from circuitsearch.show.viewer import write_circuit_html
+from circuitsearch.students.card import CardFacts
 from circuitsearch.students.checkpoint import save_student
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import CONFIG_FILE, Workspace
 
+from .kept_answers import FinalUses
 from .searching import best_of
+from .speeds import write_speeds
 from .training import StudentTrainer
 
-__all__ = ["hand_over", "outputs", "preview", "report"]
+__all__ = ["card_facts", "hand_over", "outputs", "preview", "report"]
 
 
 def report(
@@ -38,22 +43,30 @@ def report(
     scores: Scores,
     circuit: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write result table, plot and circuit page; return the table's JSON."""
+    """Write result table, speeds, plot and circuit page; return the table's JSON."""
     config, folder = work.config, work.folder
     facts = {
         "title": f"Search {config.name}",
         "command": f"circuitsearch run searches/{config.name}.yaml",
         "teacher": config.teacher,
         "teacher fingerprint": scores.teacher,
-        "budget": [f"{b.quantity} {b.limit} of {b.scope} ({b.accounting})" for b in config.budget],
+        "budget": [
+            f"{spec.quantity} {spec.limit} of {spec.scope} ({spec.accounting})"
+            for spec in (limit.spec() for limit in config.budget)
+        ],
         "training": f"{config.distill.steps} steps per search trial, "
         f"{config.final.steps or config.distill.steps} in the final comparison",
         "seed": config.seed,
+        "evaluation": {
+            "ANLS": config.evaluation.anls,
+            "different plans measured on the final pages": _final_plans(work, rows),
+        },
         "prior trust": _trust(study),
         "calibration": dict(scores.calibration),
         "versions": {"circuitsearch": __version__, "torch": torch.__version__},
     }
     _, data = write_result(folder, rows, facts)
+    write_speeds(work, trainer.teacher, rows)
     quality_against_cost(
         rows,
         folder / "quality.png",
@@ -72,6 +85,12 @@ def report(
     )
     written: dict[str, Any] = read_json(data)
     return written
+
+
+def _final_plans(work: Workspace, rows: Sequence[ResultRow]) -> int:
+    """Return how many plans met the final pages; versions that did not count left their rows."""
+    shown = [Plan.parse(row.plan).hash for row in rows if row.phase != "teacher"]
+    return FinalUses(work.folder).plans(besides=shown)
 
 
 def _trial_rows(trainer: StudentTrainer, study: Study) -> tuple[ResultRow, ...]:
@@ -95,12 +114,41 @@ def hand_over(
     """
     config = work.config
     steps = config.final.steps or config.distill.steps
-    model = trainer.student(best_of(study), config.final.seeds[0], steps)
-    save_student(model, trainer.teacher, work.folder / "student")
+    best, seed = best_of(study), config.final.seeds[0]
+    source = next(trial.source for trial in study.trials() if trial.plan_hash == best.hash)
+    made = trainer.measured(best, source, seed=seed, steps=steps, split="final", phase="full")
+    command = f"circuitsearch run {work.folder / CONFIG_FILE}"
+    facts = card_facts(trainer, made, "final", steps, command)
+    model = trainer.student(best, seed, steps)
+    save_student(model, trainer.teacher, work.folder / "student", facts=facts)
     if isinstance(config.data, RenderedData):
         drawn = io.BytesIO()
         pages[0].image().save(drawn, format="PNG")
         write_bytes(work.folder / "page.png", drawn.getvalue())
+
+
+def card_facts(
+    trainer: StudentTrainer, made: Measurement, split: str, steps: int, command: str
+) -> CardFacts:
+    """Return what a search knows about a student that it hands over, for the model card.
+
+    Args:
+        trainer: Of the search.
+        made: How good the student is.
+        split: The pages it was measured on.
+        steps: Steps of its training.
+        command: What made it.
+    """
+    data = trainer.config.data.model_dump(mode="json", exclude_none=True)
+    recipe = {name.replace("_", " "): value for name, value in vars(trainer.recipe(steps)).items()}
+    return CardFacts(
+        measurement=made,
+        scored_on=f"the search's {split} pages, none of them trained on",
+        data=data,
+        training=recipe,
+        seeds=[made.seed],
+        command=command,
+    )
 
 
 def outputs(work: Workspace) -> dict[str, Path]:
@@ -109,6 +157,7 @@ def outputs(work: Workspace) -> dict[str, Path]:
     named = {
         "result": folder / "result.md",
         "result (JSON)": folder / "result.json",
+        "speed": folder / "speed.md",
         "plot": folder / "quality.png",
         "circuit page": folder / "circuit.html",
         "circuit graph": folder / "circuit.json",
@@ -127,15 +176,23 @@ def preview(
     """Return what a search would run, without running it."""
     config = work.config
     plan, used = space.smallest()
+    limits = {limit.name: limit for limit in space.budget.limits}
+
+    def shown(name: str, amount: int) -> int | str:
+        return limits[name].shown(amount) if limits[name].measured else amount
+
     return {
         "search": config.name,
         "teacher": teacher.name,
         "fingerprint": teacher.fingerprint,
         "pages": {name: len(rows) for name, rows in pages.items()},
         "questions": {n: sum(len(p.questions) for p in rows) for n, rows in pages.items()},
-        "budget": {limit.name: limit.maximum for limit in space.budget.limits},
+        "budget": {name: shown(name, limit.maximum) for name, limit in limits.items()},
         "plans within budget": space.count(),
-        "smallest student": {"plan": str(plan), **used},
+        "smallest student": {
+            "plan": str(plan),
+            **{name: shown(name, amount) for name, amount in used.items()},
+        },
         "trainings": config.search.trainings
         + len(config.final.seeds) * (config.exhaustive.top + 1),
     }

@@ -21,9 +21,11 @@ from circuitsearch.search.storage.connection import open_storage
 from circuitsearch.search.storage.view import StudyStatus, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
+from circuitsearch.teacher.comparison import OVERALL, compare_answers
 from circuitsearch.workspace import Workspace
 
 from .ranking import Ranking
+from .speeds import admission
 from .training import StudentTrainer
 from .warm import WarmPlans
 
@@ -89,7 +91,8 @@ def fork(
     """Begin the study with what an earlier one of the same database has found."""
     storage = open_storage(work.config.database)
     settings = _settings(work, space, prior, trainer)
-    return transfer.fork(storage, earlier, work.config.name, **settings).status()
+    admit = admission(work, trainer.teacher, space)
+    return transfer.fork(storage, earlier, work.config.name, **settings, admit=admit).status()
 
 
 def join(work: Workspace, study: Study, trainer: StudentTrainer) -> Ending:
@@ -120,10 +123,14 @@ def _run(
         settings.trainings,
         warm,
         _teller(work, study, settings.trainings),
+        admit=admission(work, trainer.teacher, study.space),
         max_failures=settings.max_failures,
         lease=settings.lease_seconds,
         resume=resume,
     )
+    refused = study.status().refused
+    if refused:
+        work.say.note(f"{refused} plans were left out: measured, they are over a limit")
     if ending is Ending.EXHAUSTED:
         work.say.note("every plan within the budget has been tried")
     if ending is Ending.STOPPED:
@@ -164,7 +171,9 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
 
     sources = {trial.plan_hash: trial.source for trial in study.trials()}
     plans = [(Plan.parse(one.plan), sources[one.plan_hash]) for one in chosen]
-    phase.run(evaluate, len(plans), plans, _teller(work, phase, len(plans)), resume=True)
+    admit = admission(work, trainer.teacher, study.space)
+    tell = _teller(work, phase, len(plans))
+    phase.run(evaluate, len(plans), plans, tell, admit=admit, resume=True)
     return phase
 
 
@@ -205,22 +214,44 @@ def compare(
     """
     config = work.config
     steps = config.final.steps or config.distill.steps
-    groups: dict[str, list[Measurement]] = {"teacher": [trainer.measured_teacher()]}
+    groups = {"teacher": [trainer.answered_teacher()]}
     named = {
         f"T{i + 1}": (plan, "exhaustive")
-        for i, (plan, _) in enumerate(untrained[: config.exhaustive.top])
+        for i, plan in enumerate(_within(work, trainer, study, untrained, config.exhaustive.top))
     }
     best = best_of(chosen)
     source = next(t.source for t in study.trials() if t.plan_hash == best.hash)
     named["best"] = (best, source)
     for name, (plan, origin) in named.items():
         groups[name] = [
-            trainer.measured(plan, origin, seed=seed, steps=steps, split="final", phase="full")
+            trainer.answered(plan, origin, seed=seed, steps=steps, split="final", phase="full")
             for seed in config.final.seeds
         ]
+    measured = {name: [made for made, _ in group] for name, group in groups.items()}
+    answers = {name: [said for _, said in group] for name, group in groups.items()}
     promoted = [] if chosen is study else chosen.measurements()
-    costs = _costs(work, groups, untrained, len(study.measurements()), promoted, scores)
-    return result_rows(groups, search=costs)
+    costs = _costs(work, measured, untrained, len(study.measurements()), promoted, scores)
+    differences = {
+        name: compare_answers(runs, answers["best"], rule=trainer.rule)[OVERALL]
+        for name, runs in answers.items()
+        if name != "best"
+    }
+    return result_rows(measured, search=costs, differences=differences, difference_to="best")
+
+
+def _within(
+    work: Workspace, trainer: StudentTrainer, study: Study, ranked: Ranking, count: int
+) -> list[Plan]:
+    """Return the first plans of a ranking that are within the measured limits, too."""
+    admit = admission(work, trainer.teacher, study.space)
+    if admit is None:
+        return [plan for plan, _ in ranked[:count]]
+    found: list[Plan] = []
+    for plan, _ in ranked:
+        if len(found) == count:
+            break
+        found += study.admitted([plan], admit)
+    return found
 
 
 def _costs(

@@ -11,19 +11,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from circuitsearch.config import SearchConfig
+from circuitsearch.core.answers import AnlsRule, Answers, write_answers
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.students.checkpoint import load_student
 from circuitsearch.students.distill import DistillRecipe, distill
-from circuitsearch.students.evaluate import measure
+from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
+from circuitsearch.students.presets import PRESETS
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.student import build_student, plan_of
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
+
+from .kept_answers import FinalUses, by_rule, find_kept, one_run, weights_of
+from .speeds import with_speed
 
 __all__ = ["StudentTrainer", "evaluate", "recipe_of", "train_once", "trainable"]
 
@@ -34,10 +39,13 @@ def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> Dist
     return DistillRecipe(
         steps=steps,
         batch=shared.batch,
+        accumulate=shared.accumulate,
         learning_rate=learning_rate,
         warmup=shared.warmup,
-        temperature=shared.temperature,
+        losses=tuple(shared.losses.items()) or PRESETS[shared.preset].losses,
         kd_weight=shared.kd_weight,
+        hidden_map=shared.hidden_map,
+        temperature=shared.temperature,
     )
 
 
@@ -97,6 +105,16 @@ class StudentTrainer:
         self._features = features
         self._replacements = replacements
 
+    @property
+    def config(self) -> SearchConfig:
+        """The search's configuration."""
+        return self._config
+
+    @property
+    def rule(self) -> AnlsRule:
+        """The search's reading of ANLS."""
+        return self._config.evaluation.anls
+
     def recipe(self, steps: int) -> DistillRecipe:
         """Return the recipe for a number of steps."""
         return recipe_of(
@@ -108,26 +126,25 @@ class StudentTrainer:
         fitted = self._replacements
         return {
             **({} if fitted is None else {"replacements": fitted.fingerprint}),
+            **({} if self.rule == "rrc" else {"anls": self.rule}),
             "teacher": self.teacher.fingerprint,
             "train": self._features["train"].key,
             "select": self._features["select"].key,
-            "distill": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in vars(self.recipe(steps)).items()
-            },
+            "distill": self.recipe(steps).to_json(),
         }
 
     def student(self, plan: Plan, seed: int, steps: int) -> Any:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
 
         Raises:
-            TrainingError: If its loss stops being a number.
+            TrainingError: If its loss stops being a number, or diverges.
         """
         model = build_student(self.teacher, plan, replacements=self._replacements)
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
         key = content_hash([self.objective(steps), plan.hash, seed])
         path = self._config.work / "students" / f"{plan.hash}-{seed}-{steps}-{key}.safetensors"
+        logs = self._config.output / "tensorboard" / path.stem
 
         def train(state: Path) -> None:
             with self._work.say.stage(f"distilling {plan} (seed {seed}, {steps} steps)") as tell:
@@ -137,6 +154,8 @@ class StudentTrainer:
                     recipe,
                     seed=seed_from("data order", seed),
                     state_file=state,
+                    teacher=self.teacher.decoder,
+                    log_dir=logs if self._config.distill.tensorboard else None,
                     on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
                 )
 
@@ -146,7 +165,7 @@ class StudentTrainer:
     def measured(
         self, plan: Plan, source: str, *, seed: int, steps: int, split: str, phase: str
     ) -> Measurement:
-        """Return how a trained student answers the questions of a split.
+        """Return how well a trained student answers the questions of a split.
 
         Args:
             plan: The student.
@@ -156,44 +175,115 @@ class StudentTrainer:
             split: `select` or `final`.
             phase: Phase of the measurement.
         """
+        compute, name, key = self._measuring(plan, source, seed, steps, split, phase)
+        return Measurement.from_json(self._work.kept(name, key, compute))
+
+    def answered(
+        self, plan: Plan, source: str, *, seed: int, steps: int, split: str, phase: str
+    ) -> tuple[Measurement, Answers]:
+        """Like `measured`, with the answers, which are kept beside the measurement."""
+        return self._with_answers(*self._measuring(plan, source, seed, steps, split, phase))
+
+    def _with_answers(
+        self, compute: Callable[[], dict[str, Any]], name: str, key: Any
+    ) -> tuple[Measurement, Answers]:
+        """Return a measurement and its answers, from file when the inputs are unchanged."""
+        made = Measurement.from_json(self._work.kept(name, key, compute))
+        path = self._config.work / f"{name}.jsonl"
+        try:
+            return made, one_run(path)
+        except DataError:
+            # kept by a version that did not keep answers, or damaged: ask again
+            compute()
+            return made, one_run(path)
+
+    def _measuring(
+        self, plan: Plan, source: str, seed: int, steps: int, split: str, phase: str
+    ) -> tuple[Callable[[], dict[str, Any]], str, list[Any]]:
+        """Return what measures a trained student, under which name and key the result is kept."""
         features = self._features[split]
         key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase, source]
+        name = f"measurements/{plan.hash}-{seed}-{steps}-{split}-{content_hash(key)}"
 
         def compute() -> dict[str, Any]:
             model = self.teacher.model if steps == 0 else self.student(plan, seed, steps)
-            with self._work.say.stage(f"answering with {plan} ({split})"):
-                made = measure(
-                    model,
-                    self.teacher,
-                    features,
-                    plan,
-                    phase=phase,
-                    source=source,
-                    seed=seed,
-                    steps=steps,
-                    generation=self._config.generation.counted(),
-                )
-            return made.to_json()
+            about = {"phase": phase, "source": source, "seed": seed, "steps": steps}
+            return self._examined(model, plan, split, name, about, "run").to_json()
 
-        name = f"measurements/{plan.hash}-{seed}-{steps}-{split}-{content_hash(key)}"
-        return Measurement.from_json(self._work.kept(name, key, compute))
+        return compute, name, key
 
-    def judged(self, model: Any, plan: Plan, split: str) -> Measurement:
-        """Measure a model from elsewhere on a split; nothing is kept."""
-        return measure(
-            model,
-            self.teacher,
-            self._features[split],
-            plan,
-            phase="full",
-            source="checkpoint",
-            generation=self._config.generation.counted(),
+    def _examined(
+        self, model: Any, plan: Plan, split: str, name: str, about: dict[str, Any], command: str
+    ) -> Measurement:
+        """Ask a model the questions of a split; keep the answers, count the use of final pages."""
+        features = self._features[split]
+        with self._work.say.stage(f"answering with {plan} ({split})"):
+            made, rows = examine(
+                model,
+                self.teacher,
+                features,
+                plan,
+                generation=self._config.generation.counted(),
+                rule=self.rule,
+                **about,
+            )
+        if split == "final" or made.source == "checkpoint":
+            made = with_speed(self._work, self.teacher, made)
+        weights = weights_of(model)
+        if split == "final" and made.phase != "teacher":
+            FinalUses(self._work.folder).add(made, weights, command)
+        answers = Answers(
+            teacher=self.teacher.fingerprint,
+            pages=features.key,
+            plan=made.plan,
+            plan_hash=made.plan_hash,
+            weights=weights,
+            split=split,
+            seed=made.seed,
+            steps=made.steps,
+            decoding={"method": "greedy", "max_length": self.teacher.tokens.max_length},
+            rule=self.rule,
+            rows=rows,
         )
+        write_answers(self._config.work / f"{name}.jsonl", answers)
+        return made
+
+    def judged(self, model: Any, plan: Plan, split: str) -> tuple[Measurement, Answers]:
+        """Measure a model from elsewhere on a split, once; the same weights are served from file.
+
+        A checkpoint does not say how long it was trained: seed and steps are 0 unless the search
+        has measured this very student itself.
+        """
+        weights, features = weights_of(model), self._features[split]
+        plan = plan.fitted(self.teacher.shape.decoder)
+        kept = find_kept(
+            self._config.work / "measurements",
+            plan_hash=plan.hash,
+            split=split,
+            teacher=self.teacher.fingerprint,
+            pages=features.key,
+            weights=weights,
+        )
+        if kept is not None:
+            return kept
+        key = ["checkpoint", self.teacher.fingerprint, features.key, plan.hash, weights]
+        name = f"measurements/{plan.hash}-checkpoint-{split}-{content_hash(key)}"
+
+        def compute() -> dict[str, Any]:
+            about = {"phase": "full", "source": "checkpoint"}
+            return self._examined(model, plan, split, name, about, "evaluate").to_json()
+
+        return self._with_answers(compute, name, key)
 
     def measured_teacher(self, split: str = "final") -> Measurement:
-        """Return how the teacher answers the questions of a split."""
+        """Return how well the teacher answers the questions of a split."""
         whole = Plan.full(self.teacher.shape.decoder.layers)
         return self.measured(whole, "teacher", seed=0, steps=0, split=split, phase="teacher")
+
+    def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
+        """Like `measured_teacher`, with the answers."""
+        whole = Plan.full(self.teacher.shape.decoder.layers)
+        return self.answered(whole, "teacher", seed=0, steps=0, split=split, phase="teacher")
 
     def __call__(self, plan: Plan, source: str) -> Measurement:
         """Distil and measure a plan for the search."""
@@ -207,18 +297,27 @@ class StudentTrainer:
         )
 
 
-def evaluate(trainer: StudentTrainer, student: str, split: str) -> Measurement:
+def evaluate(
+    trainer: StudentTrainer, student: str, split: str, rule: AnlsRule | None = None
+) -> tuple[Measurement, Answers]:
     """Measure a student checkpoint on a search's pages.
 
     Args:
         trainer: Of the search whose pages are used.
         student: A student's folder, or `teacher`.
         split: `select` or `final`.
+        rule: Reading of ANLS; default that of the search.
+
+    Returns:
+        The measurement and the answers behind it.
 
     Raises:
         ConfigError: If the folder holds no student.
     """
     if student == "teacher":
-        return trainer.measured_teacher(split)
-    model = load_student(student)
-    return trainer.judged(model, plan_of(model), split)
+        made, answers = trainer.answered_teacher(split)
+    else:
+        model = load_student(student)
+        made, answers = trainer.judged(model, plan_of(model), split)
+    parses = trainer.teacher.tokens.prompt.parses
+    return by_rule(made, answers, rule or trainer.rule, parses=parses)

@@ -120,25 +120,42 @@ def replaced_worths(
 ) -> dict[str, float]:
     """Return what each replacement is worth: by how much less the loss rises than by skipping.
 
-    Measured on the teacher with everything else in place, nats per example.
+    Measured on the teacher with everything else in place, nats per example. What stands for a whole
+    beginning is compared with the *sum* of what skipping each of its sub-layers costs, because
+    worths of units add up: the program then sees what the replacement loses against all of them.
     """
     units = [unit for unit in space.units if unit.alone]
     if not units:
         return {}
     full = Plan.full(teacher.shape.decoder.layers)
-    skipped = {unit.sublayer: full.without(unit.sublayer) for unit in units}
-    replaced = {
-        unit.name: Plan((*skipped[unit.sublayer].kept, (unit.sublayer, unit.keep)))
+    gone = {
+        unit.name: [s for s in full.sublayers if s <= unit.sublayer]
+        if unit.prefix
+        else [unit.sublayer]
         for unit in units
     }
-    plans = [*skipped.values(), *replaced.values()]
+    skipped = {s: full.without(s) for s in sorted({s for some in gone.values() for s in some})}
+    replaced = {
+        unit.name: Plan(
+            (
+                *(entry for entry in full.kept if entry[0] not in gone[unit.name]),
+                (unit.sublayer, unit.keep),
+            )
+        )
+        for unit in units
+    }
+    plans = [full, *skipped.values(), *replaced.values()]
 
     def compute() -> dict[str, float]:
         walk = Walk(teacher.decoder, features, replacements=replacements)
         with work.say.stage("measuring replacements") as tell:
             losses = plan_losses(walk, plans, work.config.work / "replaced", tell)
         found = dict(zip(plans, losses, strict=True))
-        return {u.name: found[skipped[u.sublayer]] - found[replaced[u.name]] for u in units}
+        clean = found[full]
+        return {
+            name: sum(found[skipped[s]] - clean for s in some) - (found[replaced[name]] - clean)
+            for name, some in gone.items()
+        }
 
     fitted = None if replacements is None else replacements.fingerprint
     key = ["replaced", teacher.fingerprint, features.key, [str(plan) for plan in plans], fitted]

@@ -1,8 +1,16 @@
 """Students on disk: an ordinary Hugging Face folder, written whole and loaded strictly.
 
 `config.json` carries the plan, `model.safetensors` the encoder and the sliced decoder, and the
-tokenizer and image processor lie beside them. transformers' Auto classes load the folder once
-`circuitsearch.students` is imported, and `load_teacher` takes it as a teacher. Nothing is pickled.
+tokenizer, image processor and model card lie beside them. The folder can be loaded in three ways:
+
+    with circuitsearch     transformers' Auto classes, once `circuitsearch.students` is imported;
+                           `load_student`, strictly; `load_teacher`, as a teacher
+    without it             the Auto classes with trust_remote_code=True: `modeling.py` and
+                           `remote.py` lie in the folder, and `auto_map` in config.json names them
+    as a stock model       by `stock="auto"` and where the plan allows (see `stock`): nothing else
+                           than transformers is needed
+
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -11,27 +19,47 @@ import secrets
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from transformers import VisionEncoderDecoderModel
 
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
-from circuitsearch.core.files import write_json
+from circuitsearch.core.files import read_json, write_json, write_text
 from circuitsearch.teacher.loading import Teacher, quiet_transformers
 
+from .card import CardFacts, student_card
+from .modeling import CircuitMBartConfig
+from .replacements import is_table
+from .stock import stock_problems, stock_student
 from .student import plan_of
 
 __all__ = ["load_student", "save_student"]
 
+_CODE = ("modeling.py", "remote.py")
+_AUTO_MAP = {
+    "AutoConfig": "remote.CircuitStudentConfig",
+    "AutoModelForImageTextToText": "remote.CircuitStudent",
+}
 
-def save_student(model: VisionEncoderDecoderModel, teacher: Teacher, folder: str | Path) -> Path:
+
+def save_student(
+    model: VisionEncoderDecoderModel,
+    teacher: Teacher,
+    folder: str | Path,
+    *,
+    facts: CardFacts | None = None,
+    stock: Literal["no", "auto"] = "no",
+) -> Path:
     """Write a student as an ordinary checkpoint folder.
 
     Args:
         model: the student.
         teacher: its teacher, whose tokenizer, image processor and prompt the folder gets.
         folder: where to write; files of an older checkpoint in it are replaced.
+        facts: what the model card says beside plan, costs and teacher.
+        stock: `auto` writes a stock model where the plan allows; where it does not, the folder is
+            as usual and the card says why.
 
     Returns:
         The folder.
@@ -42,14 +70,22 @@ def save_student(model: VisionEncoderDecoderModel, teacher: Teacher, folder: str
     """
     target = Path(folder)
     plan_of(model)
+    problems = stock_problems(model.decoder.config) if stock == "auto" else []
+    plain = stock == "auto" and not problems
+    card = student_card(model, teacher, facts or CardFacts(), stock=plain, reasons=problems)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.mkdir(parents=True)
         with quiet_transformers():
-            model.save_pretrained(temporary)
+            (stock_student(model) if plain else model).save_pretrained(temporary)
+        if not plain:
+            _add_code(temporary)
         teacher.processor.save_pretrained(temporary)
         write_json(temporary / "circuitsearch.json", _options(teacher))
+        write_text(temporary / "README.md", card)
         target.mkdir(parents=True, exist_ok=True)
+        for name in _CODE if plain else ():
+            (target / name).unlink(missing_ok=True)
         # config.json comes last: a folder that has it is complete.
         for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(target / file.name)
@@ -74,6 +110,11 @@ def load_student(folder: str | Path) -> VisionEncoderDecoderModel:
     where = f"Student {str(path)!r}"
     if not (path / "config.json").is_file():
         raise ConfigError(f"{where}: there is no config.json; give a folder of save_student")
+    if _is_stock(read_json(path / "config.json")):
+        raise ConfigError(
+            f"{where}: it is a stock model, whose layers have other numbers than its plan's; load "
+            "it with load_teacher or VisionEncoderDecoderModel.from_pretrained"
+        )
     try:
         with quiet_transformers():
             model, report = VisionEncoderDecoderModel.from_pretrained(
@@ -89,7 +130,26 @@ def load_student(folder: str | Path) -> VisionEncoderDecoderModel:
             "folder mixes two students or was changed by hand, save the student again"
         )
     plan_of(model)
+    table = model.decoder.model.decoder.token_map
+    if table is not None and not is_table(table):
+        raise DataError(f"{where}: its table of tokens is damaged; save the student again")
     return model.eval()
+
+
+def _is_stock(config: Any) -> bool:
+    """Return whether a folder's config.json is that of a student as a stock model."""
+    decoder = config.get("decoder") if isinstance(config, dict) else None
+    if not isinstance(decoder, dict) or "plan_text" not in decoder:
+        return False
+    return decoder.get("model_type") != CircuitMBartConfig.model_type
+
+
+def _add_code(folder: Path) -> None:
+    """Put the classes into a folder, and where they are into its config.json."""
+    for name in _CODE:
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"auto_map": _AUTO_MAP})
 
 
 def _options(teacher: Teacher) -> dict[str, Any]:

@@ -7,7 +7,14 @@ write the same stream, and no student can buy quality in a part that its plan do
 
 A step runs the `ResidualDecoder` view on cached features (`features`): no encoder, no teacher, keys
 and values of a page once for all its questions, and output logits at answer tokens only. The view
-applies no dropout.
+applies no dropout. Only losses that compare streams or attention weights run the teacher's decoder,
+once per step (`inside`).
+
+A training ends as failed, with `TrainingError`, where its loss or gradient is no finite number, or
+where it *diverged*: once the learning rate falls, the mean loss of 20 steps exceeds by the recipe's
+factor the largest such mean up to there (that of the first 20 steps, or of the warm-up if longer: a
+student that starts as its teacher may rise while the rate does). It is not stopped for want of
+progress: under a cosine schedule the last steps gain the most.
 
 In *elastic* mode a plan is drawn per step and only what it keeps runs and trains (LayerDrop,
 arXiv 1909.11556, and once-for-all, arXiv 1908.09791, train their super-networks alike):
@@ -35,7 +42,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from circuitsearch.core.errors import DataError
+from circuitsearch.core.errors import DataError, TrainingError
 from circuitsearch.core.files import record_fields
 from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.teacher.state import load_state, save_state
@@ -44,6 +51,7 @@ from .features import Features
 from .plan_view import NeuronOrder
 from .recipe import DistillRecipe
 from .replacements import Replacements
+from .scalars import scalar_log
 from .trainer import PlanOfStep, Trainer, only_layers_train
 
 __all__ = ["DistillRecipe", "DistillResult", "PlanOfStep", "StepReport", "distill"]
@@ -51,7 +59,9 @@ __all__ = ["DistillRecipe", "DistillResult", "PlanOfStep", "StepReport", "distil
 log = logging.getLogger("circuitsearch")
 
 _WINDOW = 20
-"""Steps at the end whose mean loss is reported."""
+"""Steps whose mean loss is reported at the end, and compared along the way."""
+_NOISE = 1e-3
+"""A loss of this size is never called diverged: near zero it is rounding."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +90,14 @@ class DistillResult:
     Attributes:
         loss: weighted sum of the losses, mean over the last 20 steps.
         losses: each loss by name, mean over the same steps.
-        kd_weight: weight of the losses that read the teacher.
+        weights: weight of each loss by name, balanced ones as measured.
         steps: optimiser steps, those before a resumption included.
         seconds: time spent, that before a resumption included.
     """
 
     loss: float
     losses: Mapping[str, float]
-    kd_weight: float
+    weights: Mapping[str, float]
     steps: int
     seconds: float
 
@@ -96,10 +106,35 @@ class DistillResult:
 class _Progress:
     """What a resumed run needs beside weights and moments."""
 
+    weights: dict[str, float]
     step: int = 0
-    kd_weight: float = 1.0
     seconds: float = 0.0
     window: list[dict[str, float]] = field(default_factory=list)
+    start: float = _NOISE  # largest mean of a window before the learning rate falls
+
+    def add(self, report: dict[str, float], recipe: DistillRecipe) -> None:
+        """Count a step with its losses.
+
+        Raises:
+            TrainingError: if the loss has left the region where it began.
+        """
+        self.step += 1
+        self.window = [*self.window, report][-_WINDOW:]
+        if self.step < _WINDOW:
+            return
+        mean = self.mean("loss")
+        if self.step <= max(_WINDOW, recipe.warming):
+            self.start = max(self.start, mean)
+        elif mean > recipe.diverged * self.start:
+            raise TrainingError(
+                f"Distillation: it diverged: the mean loss of {_WINDOW} steps is {mean:.4g} at "
+                f"step {self.step}, at most {self.start:.4g} at the start; lower learning_rate "
+                "or raise warmup"
+            )
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a loss over the window."""
+        return math.fsum(one[name] for one in self.window) / len(self.window)
 
     def facts(self, identity: str) -> dict[str, str]:
         """Return the progress as short texts; floats survive JSON exactly."""
@@ -117,6 +152,8 @@ def distill(
     plan_of_step: PlanOfStep | None = None,
     ranking: NeuronOrder | None = None,
     replacements: Replacements | None = None,
+    teacher: ResidualDecoder | None = None,
+    log_dir: Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> DistillResult:
     """Train a student's decoder layers in place.
@@ -132,40 +169,42 @@ def distill(
         ranking: elastic mode: neurons by which widths are cut; by default those of the weights
             before training, as `build_student` ranks them.
         replacements: elastic mode: numbers for sub-layers that plans replace; they do not train.
+        teacher: the teacher's decoder, on the student's device; only losses that compare streams
+            or attention weights run it, and it never trains.
+        log_dir: folder for TensorBoard's scalars: each loss, their sum and the learning rate.
         on_step: called after every step.
 
     Raises:
-        TrainingError: if loss or gradient stop being finite numbers.
-        ConfigError: if nothing can be trained, the features lack the recipe's temperature, or a
-            plan of a step is empty or needs replacements that are not given.
+        TrainingError: if loss or gradient stop being finite numbers, or the loss diverges.
+        ConfigError: if nothing can be trained, the features lack the recipe's temperature, a plan
+            of a step is empty or needs replacements that are not given, a loss needs a `teacher`
+            that is not given or does not fit, or TensorBoard is asked for and not installed.
         PlanError: if a plan of a step does not fit the decoder.
         DataError: if `state_file` is damaged or belongs to another run.
     """
-    with only_layers_train(view) as named:
-        trainer = Trainer(view, features, recipe, seed, plan_of_step, named, ranking, replacements)
+    with scalar_log(log_dir) as log_scalars, only_layers_train(view) as named:
+        trainer = Trainer(
+            view, features, recipe, seed, plan_of_step, named, ranking, replacements, teacher
+        )
         progress = _begin(trainer, state_file)
         first, before, started = progress.step, progress.seconds, time.perf_counter()
         for step in range(first, recipe.steps):
-            report = trainer.step(step, progress.kd_weight)
-            progress.step = step + 1
-            progress.window = [*progress.window, report][-_WINDOW:]
+            report = trainer.step(step, progress.weights)
+            progress.add(report, recipe)
             elapsed = time.perf_counter() - started
             progress.seconds = before + elapsed
             last = progress.step == recipe.steps
             if state_file is not None and (last or progress.step % save_every == 0):
                 save_state(state_file, named, trainer.optimizer, progress.facts(trainer.identity))
+            log_scalars(progress.step, {**report, "learning_rate": recipe.rate(step)})
             if on_step is not None:
-                losses = {name: report[name] for name in recipe.losses}
+                losses = {name: report[name] for name in recipe.names}
                 pace = elapsed / (progress.step - first)
                 on_step(StepReport(progress.step, recipe.steps, report["loss"], losses, pace))
-    means = {
-        name: math.fsum(one[name] for one in progress.window) / len(progress.window)
-        for name in ("loss", *recipe.losses)
-    }
     return DistillResult(
-        loss=means.pop("loss"),
-        losses=means,
-        kd_weight=progress.kd_weight,
+        loss=progress.mean("loss"),
+        losses={name: progress.mean(name) for name in recipe.names},
+        weights=progress.weights,
         steps=progress.step,
         seconds=progress.seconds,
     )
@@ -174,7 +213,7 @@ def distill(
 def _begin(trainer: Trainer, state_file: Path | None) -> _Progress:
     """Resume a saved run, or weigh the losses for a new one."""
     if state_file is None or not state_file.exists():
-        return _Progress(kd_weight=trainer.balanced_weight())
+        return _Progress(weights=trainer.weights())
     # looked at before loading, which overwrites the weights
     if _facts(state_file).get("identity") != trainer.identity:
         raise DataError(

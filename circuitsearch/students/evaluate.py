@@ -2,12 +2,11 @@
 
 Quality is the mean ANLS over questions, the best of their gold answers each, with a 95 % bootstrap
 interval that draws documents, because questions about one document share its difficulty. Losses are
-in nats per answer token, averaged per example first, then over examples.
+in nats per answer token, averaged per example first, then over examples; perplexity is over tokens.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuitsearch.core.answers import AnlsRule, Answer
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.cost import ACCOUNTINGS, Generation, cost
 from circuitsearch.core.errors import ConfigError
@@ -26,17 +26,17 @@ from circuitsearch.teacher.decoders import (
     residual_decoder,
     stream_loss,
 )
-from circuitsearch.teacher.metrics import anls, bootstrap_interval, exact_match
 from circuitsearch.teacher.tokens import TeacherTokens
 
 from .decoding import Limits, greedy_ids
 from .feature_reader import Features
+from .scoring import answer_rows, finite_perplexity, scores_of
 from .student import plan_of
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["answer_loss_of", "greedy_answers", "measure", "score_answers"]
+__all__ = ["answer_loss_of", "examine", "greedy_answers", "measure", "score_answers"]
 
 
 def answer_loss_of(
@@ -129,22 +129,10 @@ def score_answers(
         draws: draws of the bootstrap.
     """
     chosen = range(len(features.examples)) if examples is None else examples
-    rows = [features.examples[index] for index in chosen]
-    pairs = list(zip(answers, (row.question.answers for row in rows), strict=True))
-    scores = [anls(answer, golds) for answer, golds in pairs]
-    documents = [features.pages[row.page].document for row in rows]
-    interval = bootstrap_interval(scores, documents, seed, draws=draws)
-    low, high = interval if interval is not None else (None, None)
-    families: dict[str, list[float]] = {}
-    for row, score in zip(rows, scores, strict=True):
-        families.setdefault(row.question.family, []).append(score)
-    return {
-        "quality": _mean(scores),
-        "quality_low": low,
-        "quality_high": high,
-        "exact": _mean([float(exact_match(answer, golds)) for answer, golds in pairs]),
-        "families": {name: _mean(each) for name, each in sorted(families.items()) if name},
-    }
+    unknown = [0.0] * len(chosen)  # losses do not count here
+    return scores_of(
+        answer_rows(features, answers, unknown, examples=examples), seed=seed, draws=draws
+    )
 
 
 def measure(
@@ -163,8 +151,47 @@ def measure(
     generation: Generation | None = None,
     draws: int = 1000,
     batch_size: int = 64,
+    rule: AnlsRule = "rrc",
 ) -> Measurement:
-    """Measure a student (or the teacher) on cached pages.
+    """Measure a student (or the teacher) on cached pages; `examine` also returns its answers."""
+    return examine(
+        model,
+        teacher,
+        features,
+        plan,
+        phase=phase,
+        source=source,
+        answers=answers,
+        seed=seed,
+        steps=steps,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        generation=generation,
+        draws=draws,
+        batch_size=batch_size,
+        rule=rule,
+    )[0]
+
+
+def examine(
+    model: Any,
+    teacher: Teacher,
+    features: Features,
+    plan: Plan,
+    *,
+    phase: str,
+    source: str,
+    answers: bool = True,
+    seed: int = 0,
+    steps: int = 0,
+    seconds: float = 0.0,
+    checkpoint: str | None = None,
+    generation: Generation | None = None,
+    draws: int = 1000,
+    batch_size: int = 64,
+    rule: AnlsRule = "rrc",
+) -> tuple[Measurement, tuple[Answer, ...]]:
+    """Measure a student (or the teacher) on cached pages and keep what it answered.
 
     Args:
         model: the `VisionEncoderDecoderModel` to judge.
@@ -181,6 +208,10 @@ def measure(
         generation: lengths that the costs are for; the default of `core.cost` when None.
         draws: draws of the bootstrap.
         batch_size: examples per pass.
+        rule: reading of ANLS.
+
+    Returns:
+        The measurement, and one row per question (none when no answers were generated).
 
     Raises:
         ConfigError: if the model was built by another plan.
@@ -196,17 +227,21 @@ def measure(
         )
     losses = answer_loss_of(residual_decoder(model), features, batch_size=batch_size)
     scored: Mapping[str, Any] = {}
+    rows: tuple[Answer, ...] = ()
     if answers:
         said = greedy_answers(model, features, teacher.tokens, batch_size=batch_size)
-        scored = score_answers(features, said, seed=seed, draws=draws)
+        rows = answer_rows(features, said, losses.tolist(), rule=rule)
+        scored = scores_of(rows, parses=teacher.tokens.prompt.parses, seed=seed, draws=draws)
+    lengths = [len(row.ids) - row.prompt for row in features.examples]
     costs: dict[str, Any] = {
         one: cost(plan, teacher.shape, one, generation).to_json() for one in ACCOUNTINGS
     }
-    return Measurement(
+    made = Measurement(
         plan=str(plan),
         plan_hash=plan.hash,
         phase=phase,
         loss=float(losses.double().mean()),
+        perplexity=finite_perplexity(losses.tolist(), lengths),
         examples=len(features.examples),
         seed=seed,
         steps=steps,
@@ -216,6 +251,7 @@ def measure(
         seconds=seconds + time.perf_counter() - started,
         **scored,
     )
+    return made, rows
 
 
 def _limits(model: Any, tokens: TeacherTokens) -> Limits:
@@ -239,7 +275,3 @@ def _device(view: Any) -> torch.device:
     """Return the device that a view computes on."""
     device: torch.device = next(view.model.parameters()).device
     return device
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

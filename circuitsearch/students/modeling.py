@@ -8,7 +8,10 @@ sub-layer is absent:
 
 A name instead of a number says what stands in for the sub-layer: "mean" adds a constant vector,
 "linear" adds an affine map of the LayerNormed stream, and the cross-attention "alone" is whole, but
-its write becomes the stream instead of being added to it.
+its write becomes the stream instead of being added to it. "token" says that the stream behind this
+sub-layer is the embedding of a token that depends on the input token alone: nothing in front of it
+is there, and the decoder looks its input ids up in `token_map` [V] (a buffer of integers) before it
+embeds them.
 
 `plan_text` is the plan itself: which of the teacher's heads these are. Width of one head, stream
 and vocabulary are the teacher's. An absent sub-layer is a None module with a None LayerNorm; a
@@ -22,7 +25,8 @@ position, from entry 0 of the self-attention cache. Surviving self-attentions ar
 token in their place: a clock that keeps the length right for generation with and without cache,
 for beams and for cropping.
 
-This module uses torch and transformers only, so the file can travel with a checkpoint.
+This module uses torch and transformers only and registers nothing: the file travels with every
+checkpoint (see `remote`), also to where circuitsearch and its own classes are installed.
 """
 
 from __future__ import annotations
@@ -32,8 +36,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     Cache,
     EncoderDecoderCache,
     MBartConfig,
@@ -53,9 +55,9 @@ PARTS = ("self_heads", "cross_heads", "ffn")
 """Keys of one layer's entry in `CircuitMBartConfig.plan`, in execution order."""
 
 REPLACEMENTS = {
-    "self_heads": ("mean", "linear"),
-    "cross_heads": ("mean", "linear", "alone"),
-    "ffn": ("mean", "linear"),
+    "self_heads": ("mean", "linear", "token"),
+    "cross_heads": ("mean", "linear", "alone", "token"),
+    "ffn": ("mean", "linear", "token"),
 }
 """Names that may stand in such an entry instead of a number."""
 
@@ -118,7 +120,15 @@ def _plan_problems(config: CircuitMBartConfig) -> list[str]:
             if size not in REPLACEMENTS[part]
             and not (isinstance(size, int) and 0 <= size <= most[part])
         ]
+    sizes = _sizes(config)
+    if "token" in sizes and any(sizes[: len(sizes) - sizes[::-1].index("token") - 1]):
+        problems.append("something is kept in front of 'token', allowed are zeros")
     return problems
+
+
+def _sizes(config: CircuitMBartConfig) -> list[Size]:
+    """Return what the plan keeps of every sub-layer, in execution order; absent entries are 0."""
+    return [entry.get(part, 0) for entry in config.plan or () for part in PARTS]
 
 
 _PARTS_OF_LAYER = (
@@ -216,6 +226,8 @@ class CircuitMBartDecoderLayer(MBartDecoderLayer):  # type: ignore[misc]
 
     def _replace(self, part: str, norm: str, name: str) -> None:
         """Build what stands in for a sub-layer; a constant reads nothing and has no LayerNorm."""
+        if name == "token":
+            return  # the decoder's business: it embeds other tokens
         width = self.embed_dim
         if name == "linear":
             setattr(self, norm, nn.LayerNorm(width))
@@ -299,7 +311,18 @@ class CircuitMBartDecoder(MBartDecoder):  # type: ignore[misc]
             )
             for layer in range(config.decoder_layers)
         )
+        identity = torch.arange(config.vocab_size) if "token" in _sizes(config) else None
+        self.register_buffer("token_map", identity)
         self.post_init()
+
+    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Run mBART's decoder; where there is a `token_map`, on the tokens that it gives.
+
+        Embeddings that are passed instead of ids are taken as they are.
+        """
+        if self.token_map is not None and input_ids is not None:
+            input_ids = self.token_map[input_ids]
+        return super().forward(input_ids, *args, **kwargs)
 
 
 class CircuitMBartDecoderWrapper(MBartDecoderWrapper):  # type: ignore[misc]
@@ -326,7 +349,3 @@ class CircuitMBartForCausalLM(MBartForCausalLM):  # type: ignore[misc]
         self.model = CircuitMBartDecoderWrapper(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
-
-
-AutoConfig.register(CircuitMBartConfig.model_type, CircuitMBartConfig, exist_ok=True)
-AutoModelForCausalLM.register(CircuitMBartConfig, CircuitMBartForCausalLM, exist_ok=True)

@@ -21,7 +21,7 @@ from circuitsearch.teacher.decoders import Memory, Norm, Parts, ResidualDecoder
 from circuitsearch.teacher.decoders.parts import Affine
 from circuitsearch.teacher.decoders.stream import StreamDecoder
 
-from .replacements import FITTED, Replacements
+from .replacements import FITTED, Replacements, token_map
 from .student import kept_units, rank_neurons
 
 __all__ = ["NeuronOrder", "PlanView", "columns", "neuron_order", "sliced"]
@@ -42,6 +42,7 @@ class PlanView(StreamDecoder):
 
     Attributes:
         plan: the plan, fitted to the decoder.
+        sublayers: what runs; a beginning that is replaced by `token` is part of `embed`.
         alone: cross-attentions whose write is the stream behind them (see `protocol.step`).
     """
 
@@ -60,7 +61,7 @@ class PlanView(StreamDecoder):
             plan: what runs.
             ranking: neurons by which widths are cut, for feed-forwards that it names; the others
                 are ranked by the weights as they are now (`rank_neurons`).
-            replacements: numbers for the sub-layers that the plan replaces by `mean` or `linear`.
+            replacements: numbers for the sub-layers that the plan replaces, but for `alone`.
 
         Raises:
             PlanError: the plan does not fit the decoder.
@@ -71,7 +72,7 @@ class PlanView(StreamDecoder):
         self.shape = view.shape
         self.plan = plan.fitted(view.shape)
         self.model = whole.model
-        self.sublayers = self.plan.sublayers
+        self.sublayers = tuple(s for s, keep in self.plan.kept if not keep.prefix)
         missing = [str(sublayer) for sublayer in self.sublayers if sublayer not in view.sublayers]
         if missing:
             raise ConfigError(
@@ -80,7 +81,8 @@ class PlanView(StreamDecoder):
             )
         self._view = view
         self._fitted = replacements or Replacements()
-        self._fitted.check(self.plan, view.shape.d_model)
+        self._fitted.check(self.plan, view.shape)
+        self._token_map = token_map(self.plan, self._fitted)
         self._names = {s: keep.replacement for s, keep in self.plan.kept if keep.replacement}
         self.alone = frozenset(s for s, name in self._names.items() if name == "alone")
         partial = Plan(
@@ -90,7 +92,9 @@ class PlanView(StreamDecoder):
         self._parts: dict[SubLayer, Parts] = {}
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return [B, T, d], the whole decoder's embedding."""
+        """Return [B, T, d], the whole decoder's embedding, of other tokens under `token`."""
+        if self._token_map is not None:
+            ids = self._token_map.to(ids.device)[ids]
         return self._view.embed(ids)
 
     @property

@@ -1,98 +1,79 @@
-"""What stands in for a sub-layer: mean writes and affine maps, fitted to a decoder's activations.
+"""What stands in for a sub-layer: the fitted numbers as a record, and one step under them.
 
-With z = LN(x), what a sub-layer reads at a position, and w, what it writes there,
-
-    mean     c = average of w over the positions that predict an answer token
-    linear   A, b = argmin sum |w - A z - b|^2 + l |A|^2 over all positions, l = ridge * tr(S) / d
-
-where S [d, d] is the sum of (z - mean z)(z - mean z)^T. In closed form A = W (S + l I)^-1, with
-W the sum of (w - mean w)(z - mean z)^T, and b = mean w - A mean z. The mean is taken where the loss
-is, since nothing else decides an answer; the map is fitted on the prompt too, because later
-self-attentions read what it writes there. Both are fitted to the decoder as it is, one sub-layer at
-a time: nothing is fitted again behind another replacement.
-
-FLAP (arXiv 2312.11983) puts the mean of what it removes into a bias; ReplaceMe (arXiv 2505.02819)
-puts a map fitted in closed form in the place of whole blocks.
-
-Sums are kept in float64 and taken batch by batch, 2 d^2 + O(d) numbers per sub-layer. The order of
-batches is fixed, so the same decoder and pages give the same numbers bit for bit.
+`fitting` says what the numbers are and how they come about; `core.keep` what each replacement
+computes with them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import functional
 
 from circuitsearch.core.components import SubLayer
-from circuitsearch.core.errors import (
-    ConfigError,
-    DataError,
-    PlanError,
-    choice_problem,
-    number_problems,
-    raise_together,
-)
+from circuitsearch.core.errors import ConfigError, DataError, PlanError
 from circuitsearch.core.files import write_bytes
 from circuitsearch.core.keep import REPLACEMENTS, Keep
 from circuitsearch.core.plan import Plan
+from circuitsearch.core.shapes import DecoderShape
 from circuitsearch.teacher.decoders import Affine, Memory, ResidualDecoder, write
-from circuitsearch.teacher.documents.collate import IGNORED
 
-from .feature_reader import Features
-
-__all__ = ["FITTED", "Replacements", "fit_replacements", "replaced"]
+__all__ = ["FITTED", "Replacements", "is_table", "replaced", "token_map"]
 
 FITTED: tuple[str, ...] = tuple(name for name, one in REPLACEMENTS.items() if one.fitted)
 """Names of the replacements that need numbers fitted to the teacher."""
 
-_RIDGE = 1e-4
 _FORMAT = "circuitsearch replacements 1"
 
 
 @dataclass(frozen=True)
 class Replacements:
-    """Fitted numbers by sub-layer, float32.
+    """Fitted numbers by sub-layer, float32 but for the tables.
 
     Attributes:
         means: [d] mean writes.
         maps: affine maps of the LN'd stream, weight [d, d] and bias [d].
+        tokens: [V] int64 tables of tokens, for beginnings that end with the sub-layer.
     """
 
     means: Mapping[SubLayer, Tensor] = field(default_factory=dict)
     maps: Mapping[SubLayer, Affine] = field(default_factory=dict)
+    tokens: Mapping[SubLayer, Tensor] = field(default_factory=dict)
 
-    def check(self, plan: Plan, width: int) -> None:
+    def check(self, plan: Plan, shape: DecoderShape) -> None:
         """Refuse a plan that needs numbers which are not there, or are of another decoder.
 
         Args:
             plan: the plan.
-            width: width of the decoder's stream, d.
+            shape: sizes of the decoder.
 
         Raises:
             ConfigError: names every entry without numbers, and what to pass.
         """
         problems = []
         weights = {sublayer: one.weight for sublayer, one in self.maps.items()}
+        fitted: dict[str, tuple[Mapping[SubLayer, Tensor], str, int]] = {
+            "mean": (self.means, "a stream of width", shape.d_model),
+            "linear": (weights, "a stream of width", shape.d_model),
+            "token": (self.tokens, "a vocabulary of size", shape.vocabulary),
+        }
         for sublayer, keep in plan.kept:
             if keep.replacement not in FITTED:
                 continue
-            found = self.means if keep.replacement == "mean" else weights
+            found, what, size = fitted[keep.replacement]
             if sublayer not in found:
                 problems.append(f"nothing is fitted for {sublayer}{keep}")
-            elif found[sublayer].shape[-1] != width:
+            elif found[sublayer].shape[-1] != size:
                 problems.append(
-                    f"{sublayer}{keep} was fitted to a stream of width "
-                    f"{found[sublayer].shape[-1]}, this decoder's is {width}"
+                    f"{sublayer}{keep} was fitted to {what} {found[sublayer].shape[-1]}, "
+                    f"this decoder's is {size}"
                 )
         if problems:
             raise ConfigError(
@@ -138,17 +119,21 @@ class Replacements:
                 for s in sorted(parsed)
                 if f"{s}.weight" in tensors
             }
+            tables = {s: tensors.pop(f"{s}.map") for s in sorted(parsed) if f"{s}.map" in tensors}
         except (KeyError, PlanError) as error:
             raise DataError(f"{where}: it is damaged ({error}); fit them again") from error
-        return cls(means, maps)
+        if any(not is_table(table) for table in tables.values()):
+            raise DataError(f"{where}: a table of tokens is damaged; fit them again")
+        return cls(means, maps, tables)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return all numbers by name, e.g. `S0.mean`, `M1.weight`, `M1.bias`."""
+        """Return all numbers by name, e.g. `S0.mean`, `M1.weight`, `M1.bias`, `C0.map`."""
         tensors = {f"{sublayer}.mean": mean for sublayer, mean in sorted(self.means.items())}
         for sublayer, one in sorted(self.maps.items()):
             tensors[f"{sublayer}.weight"] = one.weight
             if one.bias is not None:
                 tensors[f"{sublayer}.bias"] = one.bias
+        tensors |= {f"{sublayer}.map": table for sublayer, table in sorted(self.tokens.items())}
         return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
@@ -159,6 +144,7 @@ def replaced(
     fitted: Replacements,
     x: Tensor,
     memory: Memory,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return [B, T, d], the stream behind a sub-layer that is replaced.
 
@@ -166,16 +152,21 @@ def replaced(
         view: a whole decoder; gives the LayerNorm of `linear` and the write of `alone`.
         sublayer: what is replaced.
         name: by what, a name of `core.keep.REPLACEMENTS`.
-        fitted: numbers for `mean` and `linear`, on the view's device.
+        fitted: numbers for all but `alone`, on the view's device.
         x: [B, T, d] the stream before it.
         memory: what cross-attention reads.
+        ids: [B, T] the input tokens, from which `token` starts again.
 
     Raises:
         PlanError: the sub-layer cannot be replaced so.
-        ConfigError: nothing was fitted for it.
+        ConfigError: nothing was fitted for it, or the tokens are missing.
     """
     plan = Plan(((sublayer, Keep(replacement=name)),))
-    fitted.check(plan, x.shape[-1])
+    fitted.check(plan, view.shape)
+    if name == "token":
+        if ids is None:
+            raise ConfigError(f"{plan}: what is behind it depends on the tokens alone; pass ids")
+        return view.embed(fitted.tokens[sublayer].to(ids.device)[ids])
     if name == "mean":
         return x + fitted.means[sublayer]
     if name == "linear":
@@ -183,122 +174,14 @@ def replaced(
     return write(view, sublayer, x, memory)
 
 
-def fit_replacements(
-    view: ResidualDecoder,
-    features: Features,
-    sublayers: Collection[SubLayer],
-    *,
-    names: Collection[str] = FITTED,
-    examples: Sequence[int] | None = None,
-    ridge: float = _RIDGE,
-    batch_size: int = 64,
-) -> Replacements:
-    """Fit means and maps for sub-layers, in one pass over the pages.
-
-    Args:
-        view: the whole decoder whose activations count: the teacher's, or an elastic teacher's.
-        features: cached states of the fitting pages (training pages, not those that judge).
-        sublayers: what may be replaced.
-        names: which of `FITTED` to fit.
-        examples: indices of the examples to use; None uses all.
-        ridge: penalty of a map, in units of the mean variance of what the sub-layer reads.
-        batch_size: examples per pass.
-
-    Returns:
-        The numbers, on the view's device.
-
-    Raises:
-        ConfigError: unknown names, a ridge that is not positive, or sub-layers that the decoder
-            lacks; all faults together.
-        DataError: there are no examples.
-    """
-    _check_arguments(view, sublayers, names, ridge)
-    chosen = list(range(len(features.examples))) if examples is None else list(examples)
-    if not chosen:
-        raise DataError("Fitting replacements: there are no examples; give pages with questions")
-    sums = {sublayer: _Sums() for sublayer in sorted(sublayers)}
-    with torch.no_grad():
-        for first in range(0, len(chosen), batch_size):
-            _add_batch(view, features, chosen[first : first + batch_size], sums, "linear" in names)
-    return Replacements(
-        means={s: one.mean() for s, one in sums.items()} if "mean" in names else {},
-        maps={s: one.map(ridge) for s, one in sums.items()} if "linear" in names else {},
-    )
+def token_map(plan: Plan, fitted: Replacements) -> Tensor | None:
+    """Return the table [V] through which a plan's student reads its tokens; None without one."""
+    ends = [sublayer for sublayer, keep in plan.kept if keep.prefix]
+    return fitted.tokens[ends[0]] if ends else None
 
 
-@dataclass
-class _Sums:
-    """Running sums of one sub-layer in float64; `gram` and `cross` only where maps are fitted.
-
-    Rows of reads and writes carry a 1 in the last place, so that means are sums like the others.
-    """
-
-    answers: Any = 0.0  # [d + 1] sum of writes over answer positions, and their number
-    gram: Any = 0.0  # [d + 1, d + 1] sum of read read^T over all positions
-    cross: Any = 0.0  # [d + 1, d] sum of read write^T over all positions
-
-    def mean(self) -> Tensor:
-        """Return [d], the mean write."""
-        mean: Tensor = self.answers[:-1] / self.answers[-1]
-        return mean.float()
-
-    def map(self, ridge: float) -> Affine:
-        """Return the ridge solution (module docstring)."""
-        gram, cross = self.gram, self.cross
-        count, read, written = gram[-1, -1], gram[-1, :-1], cross[-1]
-        scatter = gram[:-1, :-1] - torch.outer(read, read) / count
-        shared = cross[:-1] - torch.outer(read, written) / count
-        # reads that never vary predict nothing, but rounding leaves some scatter to fit
-        least = torch.clamp(1e-8 * gram.diagonal()[:-1].mean(), min=1e-30)
-        penalty = torch.maximum(ridge * scatter.diagonal().mean(), least)
-        weight = torch.linalg.solve(scatter + penalty * torch.eye(len(read)).to(scatter), shared)
-        bias = (written - read @ weight) / count
-        return Affine(weight.T.float().contiguous(), bias.float())
-
-
-def _add_batch(
-    view: ResidualDecoder,
-    features: Features,
-    chosen: Sequence[int],
-    sums: Mapping[SubLayer, _Sums],
-    maps: bool,
-) -> None:
-    """Run one batch and add what the sub-layers read and write to their sums."""
-    model: Any = view
-    device = next(model.model.parameters()).device
-    read = features.read(chosen)
-    labels = read.batch.labels.to(device)
-    answers = labels != IGNORED
-    # padding stands on the right, behind the last label
-    used = answers.flip(1).cummax(dim=1).values.flip(1)
-    memory = view.memory(read.states.to(device), read.rows.to(device))
-    x = view.embed(read.batch.ids.to(device))
-    for sublayer in view.sublayers:
-        written = write(view, sublayer, x, memory)
-        if sublayer in sums:
-            one = sums[sublayer]
-            one.answers = one.answers + _with_one(written[answers]).sum(dim=0)
-            if maps:
-                rows = _with_one(view.parts(sublayer).norm(x)[used])
-                one.gram = one.gram + rows.T @ rows
-                one.cross = one.cross + rows.T @ written[used].double()
-        x = x + written
-
-
-def _with_one(rows: Tensor) -> Tensor:
-    """Return rows [n, d] as float64 with a last column of ones."""
-    return functional.pad(rows.double(), (0, 1), value=1.0)
-
-
-def _check_arguments(
-    view: ResidualDecoder, sublayers: Collection[SubLayer], names: Collection[str], ridge: float
-) -> None:
-    """Refuse what cannot be fitted; all faults together."""
-    problems = [choice_problem("names", name, FITTED) for name in names if name not in FITTED]
-    problems += number_problems("ridge", ridge, low=1e-12)
-    problems += [
-        f"sublayers: got {sublayer}, allowed are {', '.join(map(str, view.sublayers))}"
-        for sublayer in sorted(sublayers)
-        if sublayer not in view.sublayers
-    ]
-    raise_together(problems, ConfigError, "Fitting replacements")
+def is_table(table: Tensor) -> bool:
+    """Whether this is a vector of tokens of a vocabulary as long as it is."""
+    if table.dtype != torch.int64 or table.ndim != 1:
+        return False
+    return bool(((table >= 0) & (table < len(table))).all())

@@ -33,11 +33,14 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, raise_together
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape
+from circuitsearch.teacher.decoders import residual_decoder
 
+from .compensation import EMBEDDING_BIAS, fold_means
 from .modeling import PARTS, CircuitMBartConfig, CircuitMBartForCausalLM
-from .replacements import FITTED, Replacements
+from .replacements import FITTED, Replacements, token_map
 
 if TYPE_CHECKING:
+    from circuitsearch.discovery.ablation import Means
     from circuitsearch.teacher.loading import Teacher
 
 __all__ = [
@@ -60,6 +63,7 @@ _NORM = {
     Kind.CROSS: "encoder_attn_layer_norm",
     Kind.FEED: "final_layer_norm",
 }
+_TOKEN_MAP = "model.decoder.token_map"
 _REPLACEMENT = {
     Kind.SELF: "self_attn_replacement",
     Kind.CROSS: "encoder_attn_replacement",
@@ -74,6 +78,7 @@ def build_student(
     ranking: Ranking | None = None,
     source: nn.Module | None = None,
     replacements: Replacements | None = None,
+    compensate: Means | None = None,
 ) -> VisionEncoderDecoderModel:
     """Slice a student out of its teacher.
 
@@ -83,8 +88,10 @@ def build_student(
         ranking: neurons of a feed-forward, best first, for the widths of the plan; sub-layers that
             it does not name are ranked by `rank_neurons`.
         source: whole decoder to slice instead of the teacher's, e.g. an elastic teacher's.
-        replacements: numbers for the sub-layers that the plan replaces by `mean` or `linear`,
+        replacements: numbers for the sub-layers that the plan replaces, but for `alone`,
             fitted by `fit_replacements` to the decoder that is sliced.
+        compensate: averages of the sliced decoder's units (`discovery.ablation.unit_means`); the
+            means of removed parts are then folded into kept biases (`compensation`).
 
     Returns:
         The student in evaluation mode. Decoder parameters are copies that can be trained, the
@@ -92,18 +99,20 @@ def build_student(
 
     Raises:
         PlanError: if the plan does not fit the teacher.
-        ConfigError: if the ranking does not name neurons of the decoder, `source` is not whole, or
-            `replacements` lacks what the plan needs.
+        ConfigError: if the ranking does not name neurons of the decoder, `source` is not whole,
+            `replacements` lacks what the plan needs, or `compensate` is by position.
     """
     shape = teacher.shape.decoder
     plan = plan.fitted(shape)
     fitted = replacements or Replacements()
-    fitted.check(plan, shape.d_model)
+    fitted.check(plan, shape)
     whole: Any = teacher.model.decoder if source is None else source
     units = kept_units(whole, plan, shape, ranking)
     _check_whole(whole, plan, shape)
     weights = _sliced(whole.state_dict(), units, shape)
     weights.update(_stand_ins(whole.state_dict(), plan, fitted))
+    if compensate is not None:
+        fold_means(weights, residual_decoder(whole), plan, units, compensate, _biases(plan))
     config = _student_config(teacher.model.config, plan, shape)
     with torch.device("meta"):
         decoder = CircuitMBartForCausalLM(config.decoder)
@@ -132,7 +141,7 @@ def kept_units(
 ) -> dict[SubLayer, tuple[int, ...]]:
     """Return the heads (S, C) or neurons (M) of each kept sub-layer, ascending.
 
-    Sub-layers replaced by `mean` or `linear` keep none and are left out.
+    Sub-layers replaced by what is fitted keep none and are left out.
 
     Args:
         decoder: the whole decoder that the plan is about.
@@ -201,13 +210,15 @@ def _check_whole(decoder: Any, plan: Plan, shape: DecoderShape) -> None:
     full = {Kind.FEED: shape.ffn}
     problems = []
     for sublayer, keep in plan.kept:
-        if keep.replacement == "mean":
+        if keep.replacement in ("mean", "token"):
             continue  # needs nothing of the sub-layer
         key = f"{_prefix(sublayer)}{_ROWS[sublayer.kind][0]}.weight"
         wanted = full.get(sublayer.kind, shape.heads * shape.head_dim)
         there = weights[key].shape[0] if key in weights else 0
         if there != wanted:
             problems.append(f"{sublayer} has {there} of {wanted} rows")
+    if _TOKEN_MAP in weights:
+        problems.append("its tokens go through a table (`token`) before they are embedded")
     raise_together(problems, ConfigError, "Weights to slice: give a whole decoder, not a student's")
 
 
@@ -235,7 +246,7 @@ def _sliced(
 def _stand_ins(
     weights: Mapping[str, Tensor], plan: Plan, fitted: Replacements
 ) -> dict[str, Tensor]:
-    """Return the weights of fitted replacements; `linear` brings the sub-layer's LayerNorm."""
+    """Return what is fitted, by name; `linear` brings the sub-layer's LayerNorm."""
     like = next(iter(weights.values()))
     made: dict[str, Tensor] = {}
     for sublayer, keep in plan.kept:
@@ -247,7 +258,23 @@ def _stand_ins(
             for part, fit in vars(fitted.maps[sublayer]).items():
                 made[f"{name}.{part}"] = fit
                 made[f"{norm}.{part}"] = weights[f"{norm}.{part}"]
-    return {name: tensor.to(like, copy=True) for name, tensor in made.items()}
+    stand_ins = {name: tensor.to(like, copy=True) for name, tensor in made.items()}
+    table = token_map(plan, fitted)
+    if table is not None:
+        stand_ins[_TOKEN_MAP] = table.to(like.device, copy=True)
+    return stand_ins
+
+
+def _biases(plan: Plan) -> dict[SubLayer, str]:
+    """Return the name of the output bias of every sub-layer that is kept or replaced."""
+    return {
+        sublayer: EMBEDDING_BIAS
+        if keep.prefix
+        else _prefix(sublayer)
+        + (_REPLACEMENT if keep.replacement in FITTED else _COLUMN)[sublayer.kind]
+        + ".bias"
+        for sublayer, keep in plan.kept
+    }
 
 
 def _prefix(sublayer: SubLayer) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,11 +19,13 @@ from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 from circuitsearch.teacher.documents.collate import IGNORED
 
 from .feature_reader import Features
+from .inside import InsideLosses
 from .losses import LOSSES, Targets
 from .order import DataOrder
 from .plan_view import NeuronOrder, PlanView, neuron_order
 from .recipe import DistillRecipe
 from .replacements import Replacements
+from .trace import Trace
 
 __all__ = ["PlanOfStep", "Trainer", "only_layers_train"]
 
@@ -78,6 +80,7 @@ class Trainer:
             the others are ranked by the weights at the start.
         replacements: numbers for sub-layers that those plans replace by `mean` or `linear`; they
             do not train.
+        teacher: the teacher's decoder, for losses that read its streams or attention.
     """
 
     def __init__(
@@ -90,8 +93,10 @@ class Trainer:
         named: dict[str, nn.Parameter],
         ranking: NeuronOrder | None = None,
         replacements: Replacements | None = None,
+        teacher: ResidualDecoder | None = None,
     ) -> None:
         self.named = named
+        self._inside = InsideLosses(recipe.names, recipe.hidden_map, view, teacher)
         self._view = view
         self._features = features
         self._recipe = recipe
@@ -122,47 +127,62 @@ class Trainer:
             ]
             elastic += [[str(s), *order] for s, order in sorted((ranking or {}).items())]
             elastic += [replacements.fingerprint] if replacements else []
-        self.identity = content_hash(
-            [asdict(recipe), features.key, seed, elastic, _weights_hash(named)]
-        )
+        parts = [recipe.to_json(), features.key, seed, elastic, _weights_hash(named)]
+        if self._inside.names:  # cached logits are in the features' key, the rest is not
+            model: Any = getattr(teacher, "model", None)
+            parts.append(_weights_hash(dict(model.named_parameters())))
+        self.identity = content_hash(parts)
 
-    def balanced_weight(self) -> float:
-        """Return the recipe's `kd_weight` as a number, measured where it is `balanced`."""
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each loss as a number, measured where it is `balanced`."""
         recipe = self._recipe
-        if recipe.kd_weight != "balanced":
-            return float(recipe.kd_weight)
-        if not recipe.label_losses or not recipe.teacher_losses:
-            return 1.0
-        labels = teacher = 0.0
+        fixed = {name: float(w) for name, w in recipe.weights.items() if w != "balanced"}
+        balanced = [name for name in recipe.names if name not in fixed and name != recipe.reference]
+        if not balanced:
+            return {name: fixed.get(name, 1.0) for name in recipe.names}
+        sums = dict.fromkeys((recipe.reference, *balanced), 0.0)
         with torch.no_grad():
             for step in range(min(_BALANCE_BATCHES, recipe.steps)):
-                losses = self.losses(step)
-                labels += sum(float(losses[name]) for name in recipe.label_losses)
-                teacher += sum(float(losses[name]) for name in recipe.teacher_losses)
-        if not math.isfinite(labels + teacher):
+                for share, losses in self._losses(step):
+                    for name in sums:
+                        sums[name] += share * float(losses[name])
+        if not math.isfinite(sum(sums.values())):
             raise TrainingError("Distillation: the loss is not finite before the first step")
-        return min(labels / max(teacher, 1e-12), _LARGEST_WEIGHT)
+        aim = fixed.get(recipe.reference, 1.0) * sums[recipe.reference]
+        for name in balanced:
+            fixed[name] = min(aim / max(sums[name], 1e-12), _LARGEST_WEIGHT)
+        return {name: fixed.get(name, 1.0) for name in recipe.names}
 
-    def step(self, step: int, kd_weight: float) -> dict[str, float]:
+    def step(self, step: int, weights: Mapping[str, float]) -> dict[str, float]:
         """Take one optimiser step.
+
+        Args:
+            step: its number, from 0.
+            weights: weight of each loss.
 
         Returns:
             Each loss by name, and their weighted sum as "loss".
 
         Raises:
-            TrainingError: if loss or gradient are not finite; nothing is updated then.
+            TrainingError: if loss or gradient are not finite, or nothing that trains enters the
+                loss; nothing is updated then.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._recipe.rate(step)
-        losses = self.losses(step)
-        weights = {name: kd_weight for name in self._recipe.teacher_losses}
-        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-        report = {name: float(loss.detach()) for name, loss in losses.items()}
-        report["loss"] = float(total.detach())
-        if not math.isfinite(report["loss"]):
-            raise TrainingError(f"Distillation: {_stopped(step, report)}")
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        report = dict.fromkeys((*self._recipe.names, "loss"), 0.0)
+        for share, losses in self._losses(step):
+            total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+            for name, loss in (*losses.items(), ("loss", total)):
+                report[name] += share * float(loss.detach())
+            if not math.isfinite(report["loss"]):
+                raise TrainingError(f"Distillation: {_stopped(step, report)}")
+            if not total.requires_grad:
+                raise TrainingError(
+                    f"Distillation: at step {step + 1} no loss depends on what trains; choose "
+                    "places of hidden_map behind a sub-layer of the plan, or add a loss of logits"
+                )
+            (share * total).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(list(self.named.values()), self._recipe.clip)
         if not math.isfinite(float(norm)):
             raise TrainingError(
@@ -172,21 +192,46 @@ class Trainer:
         self.optimizer.step()
         return report
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Return each loss of the recipe on the batch of a step, under its plan."""
-        read = self._features.read(self._order.indices(step))
-        device, view = self._device, self._running(step)
+    def _losses(self, step: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        """Yield (share of the answer tokens, each loss) of the parts of a step's batch.
+
+        Losses are means over answer tokens, so with these shares they add up to the whole batch's.
+        """
+        indices = self._order.indices(step)
+        count = min(self._recipe.accumulate, len(indices))
+        cuts = [len(indices) * part // count for part in range(count + 1)]
+        rows = self._features.examples
+        answers = [len(rows[i].ids) - rows[i].prompt for i in indices]
+        for first, last in itertools.pairwise(cuts):
+            share = sum(answers[first:last]) / sum(answers)
+            # a plan's view keeps the slices that it made, and a backward pass frees their graph
+            yield share, self._compared(self._running(step), indices[first:last])
+
+    def _compared(self, view: ResidualDecoder, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return each loss of the recipe on some examples."""
+        read = self._features.read(indices)
+        device = self._device
         labels = read.batch.labels.to(device)
         answers = labels != IGNORED
         mixed = self._recipe.precision == "bfloat16"
+        inside: dict[str, Tensor] = {}
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            memory = view.memory(read.states.to(device), read.rows.to(device))
-            stream = view.embed(read.batch.ids.to(device))
-            stream = continue_from(view, stream, memory)
+            states, rows = read.states.to(device), read.rows.to(device)
+            memory = view.memory(states, rows)
+            ids = read.batch.ids.to(device)
+            stream = view.embed(ids)
+            if self._inside.names:
+                trace = Trace.of(view, stream, memory)
+                inside = self._inside.losses(trace, ids, states, rows, answers)
+                stream = trace.end
+            else:
+                stream = continue_from(view, stream, memory)
             logits = view.readout(stream[answers])
-        teacher = read.teacher.to(device)
-        targets = Targets(labels[answers], teacher, self._recipe.temperature)
-        return {name: LOSSES[name](logits, targets) for name in self._recipe.losses}
+        targets = Targets(labels[answers], read.teacher.to(device), self._recipe.temperature)
+        return {
+            name: inside[name] if name in inside else LOSSES[name](logits, targets)
+            for name in self._recipe.names
+        }
 
     def _running(self, step: int) -> ResidualDecoder:
         """Return the view that runs in a step."""

@@ -63,7 +63,7 @@ class Walk:
         memory_bytes: what a chunk may take beside weights and libraries (module docstring).
         ranking: neurons by which widths are cut; feed-forwards that it does not name are ranked as
             `build_student` ranks them.
-        replacements: numbers for plans that replace sub-layers by `mean` or `linear`.
+        replacements: numbers for plans that replace sub-layers, but for `alone`.
         judge: what is averaged over the answer tokens of a question.
     """
 
@@ -128,7 +128,7 @@ class Walk:
         """
         entries = {entry for plan in plans for entry in plan.kept}
         for entry in sorted(entries, key=lambda entry: (entry[0], str(entry[1]))):
-            self.fitted.check(Plan((entry,)).fitted(self.view.shape), self.view.shape.d_model)
+            self.fitted.check(Plan((entry,)).fitted(self.view.shape), self.view.shape)
         reading = {sublayer for sublayer, keep in entries if keep.replacement not in FITTED}
         with torch.no_grad():
             return WalkChunk(self, Questions.of(self.view, self.features, questions, reading))
@@ -262,7 +262,10 @@ class WalkChunk:
             attended: whether a self-attention follows.
             units: all heads or neurons of the sub-layer, where they have been computed.
         """
-        walk, x = self._walk, state.rows(attended)
+        walk = self._walk
+        if keep.prefix:
+            return _Stream(self._asked, self._asked.embed(walk.fitted.tokens[sublayer]), None)
+        x = state.rows(attended)
         if keep.replacement in FITTED:
             memory = self._asked.memory
             x = replaced(walk.view, sublayer, str(keep.replacement), walk.fitted, x[None], memory)

@@ -98,6 +98,9 @@ class Questions:
 
     Attributes:
         count: b.
+        view: the decoder.
+        ids: [b, longest] tokens with padding.
+        present: [b, longest] where there is no padding.
         embedded: [k, d] the stream before the first sub-layer.
         memory: the pages with their keys and values.
         answers: [n] rows of the stream at which an answer token is predicted.
@@ -113,6 +116,9 @@ class Questions:
     """
 
     count: int
+    view: ResidualDecoder
+    ids: Tensor
+    present: Tensor
     embedded: Tensor
     memory: Memory
     answers: Tensor
@@ -171,6 +177,9 @@ class Questions:
 
         return cls(
             count=len(questions),
+            view=view,
+            ids=to(batch.ids),
+            present=to(present),
             embedded=view.embed(to(batch.ids))[to(present)],
             memory=_memory(view, to(features.states(pages)), reading),
             answers=to(table[labelled]),
@@ -184,6 +193,10 @@ class Questions:
             by_token=Readers.of(to(page_of[owners]), len(pages)),
             by_answer=Readers.of(to(page_of[answer_owners]), len(pages)),
         )
+
+    def embed(self, table: Tensor) -> Tensor:
+        """Return [k, d], the embeddings of other tokens: those of a table [V] for the tokens."""
+        return self.view.embed(table.to(self.ids.device)[self.ids])[self.present]
 
     def readers(self, attended: bool) -> Readers:
         """Return who reads which page, for the rows of all tokens or of answers alone."""

@@ -165,11 +165,12 @@ def read_options(folder: Path) -> dict[str, Any]:
     if isinstance(prompt, dict) and (
         set(prompt) != {"template", "end"}
         or not all(isinstance(text, str) for text in prompt.values())
-        or prompt["template"].count("{question}") != 1
+        or prompt["template"].count("{question}") > 1
+        or not all(re.search(r"<[^<>\s]+>", text) for text in prompt.values())
     ):
         problems.append(
-            f"prompt: got {prompt!r}, expected the texts 'template' (with one {{question}}) "
-            "and 'end'"
+            f"prompt: got {prompt!r}, expected the texts 'template' (with one {{question}}, or "
+            "none where whole pages are read) and 'end', each with a tag"
         )
     raise_together(problems, ConfigError, str(path))
     return options

@@ -1,4 +1,4 @@
-"""Scores of answers and document parses, and intervals for their means.
+"""Scores of answers and document parses.
 
 **ANLS** (Biten et al., arXiv 1905.13648; the metric of DocVQA): one minus the edit distance over
 the longer length, 0 below a threshold, the best over the gold answers, averaged over questions.
@@ -7,8 +7,9 @@ keeps it. RRC parity is the default, `strict=True` gives the paper's form.
 
 **nTED accuracy** and **field F1** score JSON parses; they live in `parses` and are named here too.
 
-**Intervals**: questions on one document are not independent, so the bootstrap draws documents, not
-questions (`bootstrap_interval`); Wilson's interval serves plain shares.
+**Perplexity** is exp of a mean loss per token; `corpus_perplexity` says which mean.
+
+**Intervals** live in `intervals` and are named here too.
 
 Scores lie in [0, 1], never in percent.
 """
@@ -17,25 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Literal
 
-import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from circuitsearch.core.errors import ConfigError, DataError, raise_together
 
+from .intervals import bootstrap_interval, paired_bootstrap, wilson_interval
 from .parses import field_f1, nted_accuracy
 
 __all__ = [
     "anls",
     "anls_by_id",
     "bootstrap_interval",
+    "corpus_perplexity",
     "exact_match",
     "field_f1",
     "mean_anls",
     "normalised",
     "nted_accuracy",
+    "paired_bootstrap",
     "perplexity",
     "wilson_interval",
 ]
@@ -166,81 +168,24 @@ def perplexity(mean_nll: float) -> float:
         return math.inf
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    clusters: Sequence[str | int],
-    seed: int,
-    level: float = 0.95,
-    draws: int = 1000,
-) -> tuple[float, float] | None:
-    """Return a percentile interval of a mean by a bootstrap over clusters.
+def corpus_perplexity(losses: Sequence[float], tokens: Sequence[int]) -> float:
+    """Return the perplexity over the answer tokens of a corpus: exp(sum of nll / sum of tokens).
 
-    Each draw takes as many clusters as there are, with replacement, and all values of each; its
-    statistic is the mean of the values drawn. The order of the values does not matter.
+    Every token weighs the same, so long answers weigh more than short ones (the default reading of
+    Donut-MINT's perplexity, arXiv 2509.26235). exp of the mean of `losses` is the other reading:
+    every question weighs the same.
 
     Args:
-        values: One score per question.
-        clusters: The document of each question.
-        seed: Seed of the draws.
-        level: Coverage, in (0, 1).
-        draws: Number of draws.
-
-    Returns:
-        (low, high), or None with fewer than two clusters: one document says nothing about how
-        documents differ, and an interval of width zero would claim certainty.
+        losses: Mean loss of each answer, in nats per token.
+        tokens: Number of tokens of each answer.
 
     Raises:
-        DataError: If there are no values, a value is not finite, or the lengths differ.
-        ConfigError: If `level` or `draws` is out of range.
+        DataError: If the lists differ in length, or there is no token.
     """
-    _check_level(level)
-    if draws < 1:
-        raise ConfigError(f"draws: got {draws!r}, allowed 1 or more")
-    if len(values) != len(clusters) or not len(values):
+    if len(losses) != len(tokens) or sum(tokens) < 1:
         raise DataError(
-            f"bootstrap: got {len(values)} values in {len(clusters)} clusters' rows; give one "
-            "cluster per value, one value at least"
+            f"perplexity: got {len(losses)} losses and {len(tokens)} token counts with "
+            f"{sum(tokens)} tokens together; give one count per loss, one token at least"
         )
-    if not all(math.isfinite(value) for value in values):
-        raise DataError(
-            "bootstrap: a value is not finite; leave failed questions out or score them 0"
-        )
-    members: dict[str, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        members.setdefault(str(cluster), []).append(float(value))
-    if len(members) < 2:
-        return None
-    names = sorted(members)
-    sums = np.array([math.fsum(members[name]) for name in names])
-    counts = np.array([len(members[name]) for name in names])
-    count = len(names)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    means = (drawn @ sums) / (drawn @ counts)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a share of independent trials (JASA 22, 1927).
-
-    Raises:
-        DataError: If there is no trial, or successes are not between 0 and the trials.
-        ConfigError: If `level` is not in (0, 1).
-    """
-    _check_level(level)
-    if trials < 1 or not 0 <= successes <= trials:
-        raise DataError(f"Wilson interval: got {successes} of {trials}, allowed 0..n of n >= 1")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    half = spread / (1 + z * z / trials)
-    # at the ends centre and half are equal in exact arithmetic, not after rounding
-    low = centre - half if successes > 0 else 0.0
-    high = centre + half if successes < trials else 1.0
-    return low, high
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ConfigError(f"level: got {level!r}, allowed above 0 and below 1")
+    total = math.fsum(loss * count for loss, count in zip(losses, tokens, strict=True))
+    return perplexity(total / sum(tokens))

@@ -8,10 +8,14 @@ zero (nothing to find) the value is stated below.
 
 The tree edit distance is Zhang and Shasha's (SIAM J. Comput. 18(6), 1989): dynamic programming
 over pairs of *keyroots*, the highest vertex of each leftmost path.
+
+A decoder writes a parse as a *tag sequence*: `<s_key>value</s_key>`, list items set apart by
+`<sep/>`, a choice among fixed words as `<word/>`. `parse_of` reads it back, as Donut does.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +25,11 @@ from rapidfuzz.distance import Levenshtein
 
 from circuitsearch.core.errors import DataError
 
-__all__ = ["Tree", "field_f1", "nted_accuracy", "tree_distance"]
+__all__ = ["Tree", "field_f1", "nted_accuracy", "parse_of", "tree_distance"]
+
+_SEPARATOR = "<sep/>"
+_OPENING = re.compile(r"<s_([^<>]*)>")
+_DEEPEST = 32  # nested keys; what lies deeper is read as text (a broken decoder can nest for ever)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,54 @@ class Tree:
     def size(self) -> int:
         """Cost of inserting or removing this label: its length for text, 1 for a key."""
         return len(self.label) if self.leaf else 1
+
+
+def parse_of(text: str) -> Any:
+    """Read a tag sequence into the parse it stands for.
+
+    A key whose closing tag is missing is dropped and what follows it is read on, as in Donut.
+
+    Args:
+        text: E.g. `<s_menu><s_nm>cake</s_nm><sep/><s_nm>tea</s_nm></s_menu>`.
+
+    Returns:
+        Dictionaries, lists and texts, e.g. `{"menu": [{"nm": "cake"}, {"nm": "tea"}]}`;
+        `{"text_sequence": text}` when there is no key in it.
+    """
+    items = _items(text, _DEEPEST)
+    if not items:
+        return {"text_sequence": text.strip()} if text.strip() else {}
+    return items[0] if len(items) == 1 else items
+
+
+def _items(text: str, depth: int) -> list[dict[str, Any]]:
+    """Return the dictionaries of a tag sequence: one, or as many as `<sep/>` sets apart."""
+    items: list[dict[str, Any]] = [{}]
+    place = 0
+    while found := _OPENING.search(text, place):
+        key, place = found[1], found.end()
+        end = text.find(f"</s_{key}>", place)
+        if end < 0:
+            continue
+        items[-1][key] = _value(text[place:end].strip(), depth - 1)
+        place = end + len(f"</s_{key}>")
+        if text.startswith(_SEPARATOR, place):
+            items.append({})
+            place += len(_SEPARATOR)
+    return [item for item in items if item]
+
+
+def _value(text: str, depth: int) -> Any:
+    """Return what stands between a key's tags: a parse, a text, or several of one."""
+    inside = _items(text, depth) if depth > 0 and "<s_" in text and "</s_" in text else []
+    values: list[Any] = list(inside) or [_word(part.strip()) for part in text.split(_SEPARATOR)]
+    return values[0] if len(values) == 1 else values
+
+
+def _word(text: str) -> str:
+    """Return a text, or the word of a choice tag: `<yes/>` -> `yes`."""
+    choice = re.fullmatch(r"<([^<>/]+)/>", text)
+    return choice[1] if choice else text
 
 
 def nted_accuracy(prediction: object, gold: object) -> float:

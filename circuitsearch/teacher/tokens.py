@@ -21,7 +21,8 @@ class PromptFormat:
     """How a question becomes a prompt and an answer a target.
 
     Attributes:
-        template: Prompt text with `{question}` in it.
+        template: Prompt text with `{question}` in it; without it the task is to read the whole
+            page into a tag sequence, the same for every page (see `parses.parse_of`).
         end: What closes an answer.
         lowercase_question: Whether questions are lowercased, as Donut's official evaluation does.
     """
@@ -29,6 +30,11 @@ class PromptFormat:
     template: str = "<s_docvqa><s_question>{question}</s_question><s_answer>"
     end: str = "</s_answer></s>"
     lowercase_question: bool = False
+
+    @property
+    def parses(self) -> bool:
+        """Whether the answers are tag sequences of whole pages, not answers to a question."""
+        return "{question}" not in self.template
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,17 @@ class TeacherTokens:
         return self._ids(answer + self.prompt.end)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the answer text of generated ids, up to the closing tag."""
+        """Return the answer text of generated ids, up to the closing tag.
+
+        Other tags are kept only where they are the answer: in the tag sequence of a parse.
+        """
         closing = self.tokenizer.convert_tokens_to_ids(_tags(self.prompt.end)[0])
         kept = []
         for i in ids:
             if i in (closing, self.eos_id):
                 break
             kept.append(int(i))
-        decoded: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        decoded: str = self.tokenizer.decode(kept, skip_special_tokens=not self.prompt.parses)
         return decoded.strip()
 
     def _ids(self, text: str) -> list[int]:

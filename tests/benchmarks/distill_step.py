@@ -104,7 +104,7 @@ def compare(
     examples = features.examples
     order = DataOrder([len(one.ids) for one in examples], range(len(examples)), batch, seed=0)
     whole = build_student(teacher, Plan.full(4))
-    half = Plan.of(["S0", "C0", "M1", "C3"]).sublayers
+    half = Plan.of(["S0", "C0", "M1", "C3"])
     cases = [
         (f"cached features, student {PLAN!r}", PLAN, None, together),
         ("the same, questions shuffled one by one", PLAN, None, single),
@@ -116,7 +116,8 @@ def compare(
         view = residual_decoder(student)
         with only_layers_train(view) as named:
             trainer = Trainer(view, features, recipe, 0, plan_of_step, named)
-            times.append(timed(what, lambda step, t=trainer, w=trainer.weights(): t.step(step, w), steps))
+            weights = trainer.weights()
+            times.append(timed(what, lambda step, t=trainer, w=weights: t.step(step, w), steps))
     student = build_student(teacher, Plan.parse(PLAN)).decoder
     named = [p for n, p in student.named_parameters() if ".layers." in n]
     optimizer = torch.optim.AdamW(named)

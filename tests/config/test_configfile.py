@@ -62,6 +62,18 @@ BAD = {
         GOOD + "search: {promote: 2}\nfinal: {steps: 300}\n",
         r"search.promote asks to distil 2 plans again in full, but final.steps is that of",
     ),
+    "misspelt loss": (
+        GOOD + "distill: {losses: {forward_kld: 1}}\n",
+        r"line 5: distill.losses.forward_kld: .*'forward_kl', .*got 'forward_kld'",
+    ),
+    "place that is none": (
+        GOOD + "distill:\n  hidden_map: [[end, X3]]\n",
+        r"line 6: distill.hidden_map\[0\]\[1\]: write 'end', or a sub-layer \(.*X3",
+    ),
+    "weight of a loss that is not there": (
+        GOOD + "distill: {losses: {cross_entropy: 1}, kd_weight: 2}\n",
+        r"line 5: distill: kd_weight weighs forward_kl, which is not among the losses",
+    ),
     "repeated seed": (
         GOOD + "final: {seeds: [1, 1]}\n",
         r"line 5: final.seeds: a seed is listed twice",

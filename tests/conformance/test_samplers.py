@@ -30,6 +30,7 @@ SPACES = {
     "least": make_space("6.25%"),
     "no row": make_space(layers=1),
     "heads": make_space("10%", layers=1, choices=Choices("heads", (64,), ("mean",))),
+    "tokens": make_space("35%", layers=2, choices=Choices(replacements=("token",))),
 }
 
 pytestmark = [

@@ -138,6 +138,8 @@ def test_a_head_and_a_neuron() -> None:
         ("S0=linear", "paper", MI + 1_024, MI * 1_989),
         ("M0=linear", "cached", MI + 3 * 1_024, MI * 75),
         ("C0=linear", "cached", MI + 3 * 1_024, MI * 75),
+        ("C0=token", "paper", 0, 0),
+        ("M0=token", "cached", 0, 0),
         ("C3=alone", "paper", 4 * MI, 365_979_107_328),
         ("C3=alone", "cached", 4_198_400 + 2_048, 10_960_896_000),
     ],

@@ -28,6 +28,9 @@ def measurement(**changes: Any) -> Measurement:
         "quality_low": 0.5,
         "quality_high": 1.0,
         "exact": 0.25,
+        "perplexity": np.float64(1.75),
+        "nted": 0.5,
+        "field_f1": 0.625,
         "examples": np.int64(40),
         "seed": 2**62,
         "steps": 100,
@@ -59,6 +62,13 @@ def test_optional_fields_have_defaults() -> None:
     assert Measurement.from_json(record.to_json()) == record
 
 
+def test_files_of_earlier_versions_are_read() -> None:
+    later = {"perplexity": None, "nted": None, "field_f1": None}
+    data = measurement().to_json()
+    older = Measurement.from_json({key: data[key] for key in data if key not in later})
+    assert older == measurement(**later)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_phases(phase: str) -> None:
     assert measurement(phase=phase).phase == phase
@@ -74,6 +84,9 @@ def test_phases(phase: str) -> None:
         ({"quality_low": -0.1}, "quality_low"),
         ({"quality_high": math.inf}, "quality_high"),
         ({"exact": 1.5}, "exact"),
+        ({"nted": 1.01}, "nted"),
+        ({"field_f1": -1.0}, "field_f1"),
+        ({"perplexity": math.inf}, "perplexity"),
         ({"families": {"table": math.nan}}, "table"),
         ({"seconds": -1.0}, "seconds"),
         ({"examples": -1}, "examples"),

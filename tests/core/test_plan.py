@@ -71,9 +71,39 @@ def test_the_table_of_replacements() -> None:
         if kind in one.kinds
     }
     assert legal == {"S0=mean", "C0=mean", "M0=mean", "S0=linear", "C0=linear", "M0=linear",
-                     "C0=alone"}  # fmt: skip
+                     "C0=alone", "S0=token", "C0=token", "M0=token"}  # fmt: skip
     assert {name for name, one in REPLACEMENTS.items() if one.reads} == {"alone"}
-    assert {name for name, one in REPLACEMENTS.items() if one.fitted} == {"mean", "linear"}
+    assert {name for name, one in REPLACEMENTS.items() if one.fitted} == {"mean", "linear", "token"}
+    assert {name for name, one in REPLACEMENTS.items() if one.prefix} == {"token"}
+
+
+def test_nothing_stands_in_front_of_a_replaced_beginning() -> None:
+    plan = Plan.parse("C3 M1=mean C0=token M0:4")
+    assert str(plan) == "C0=token M0:4 M1=mean C3"
+    assert Plan.parse(str(plan)) == Plan.from_json(plan.to_json()) == plan
+    assert plan.to_json()[0] == {"sublayer": "C0", "replacement": "token"}
+    assert plan.fitted(SHAPE) == plan
+    assert plan.units(sub("C0"), SHAPE) == 0
+    # what keeps nothing is no part of the plan
+    assert str(Plan.parse("S0[] C0=token C3")) == "C0=token C3"
+    for build in (
+        lambda: Plan.parse("M1=token C3 S0[1] C0=mean"),
+        lambda: Plan.from_json(["C3", "C0=mean", "S0[1]", {"sublayer": "M1",
+                                                            "replacement": "token"}]),
+        lambda: Plan((
+            (sub("M1"), Keep(replacement="token")), (sub("C0"), Keep(replacement="mean")),
+            (sub("S0"), Keep(heads=(1,))),
+        )),
+    ):  # fmt: skip
+        with pytest.raises(PlanError) as caught:
+            build()
+        text = str(caught.value)
+        assert "M1=token stands for everything up to M1, but the plan keeps" in text
+        assert "S0[1]" in text
+        assert "C0=mean" in text
+        assert "leave that out, or drop M1=token" in text
+    with pytest.raises(PlanError, match="keeps C0=token in front of it"):
+        Plan.parse("C0=token S1=token C3")
 
 
 def test_faults_of_replacements_are_named_together() -> None:
@@ -81,9 +111,9 @@ def test_faults_of_replacements_are_named_together() -> None:
         Plan.parse("M1=maen S0=alone M2=alone C3[1]=mean M3:4=linear C0= M0=mean=mean S1=[1] S2=")
     text = str(caught.value)
     for fault in (
-        "replacement: got 'maen', allowed are mean, linear, alone; did you mean 'mean'?",
-        "S0=alone: this replacement is for C only; allowed for S0 are mean, linear",
-        "M2=alone: this replacement is for C only; allowed for M2 are mean, linear",
+        "replacement: got 'maen', allowed are mean, linear, alone, token; did you mean 'mean'?",
+        "S0=alone: this replacement is for C only; allowed for S0 are mean, linear, token",
+        "M2=alone: this replacement is for C only; allowed for M2 are mean, linear, token",
         "got heads and a replacement; write one of them",
         "got width and a replacement; write one of them",
         "'C0=': Kept part of a sub-layer: replacement: got ''",

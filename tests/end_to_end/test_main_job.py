@@ -23,6 +23,8 @@ FILES = [
     "page.png",
     "student/config.json",
     "student/model.safetensors",
+    "student/README.md",
+    "student/remote.py",
 ]
 
 
@@ -60,7 +62,16 @@ def test_the_student_answers_and_is_measured(finished, tmp_path):
     assert said.stdout.endswith("\n")
     data = json.loads(circuitsearch("answer", *asked, "--json").stdout)
     assert data["answer"] + "\n" == said.stdout
+    uses = (output / "final_uses.jsonl").read_bytes()
     measured = json.loads(circuitsearch("evaluate", path, output / "student", "--json").stdout)
+    assert (output / "final_uses.jsonl").read_bytes() == uses  # served from file
+    result = json.loads((output / "result.json").read_text())
+    plans = {row["plan"] for row in result["rows"] if row["name"] != "teacher"}
+    counted = result["facts"]["evaluation"]["different plans measured on the final pages"]
+    assert counted == len(plans)
+    for row in result["rows"][:-1]:
+        assert row["difference_to"] == "best"
+        assert row["difference"]["questions"] == row["examples"]
     best = json.loads((output / "result.json").read_text())["rows"][-1]
     assert measured["plan"] == best["plan"]
     assert measured["quality"] == pytest.approx(

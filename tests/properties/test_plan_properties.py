@@ -34,7 +34,9 @@ def keeps(draw: st.DrawFn, sublayer: SubLayer) -> Keep:
 def entries(draw: st.DrawFn) -> list[tuple[SubLayer, Keep]]:
     """Entries of a plan for SHAPE, in any order."""
     chosen = draw(st.lists(st.sampled_from(sublayers(SHAPE.layers)), unique=True))
-    return [(sublayer, draw(keeps(sublayer))) for sublayer in chosen]
+    written = [(sublayer, draw(keeps(sublayer))) for sublayer in chosen]
+    tables = [sublayer for sublayer, keep in written if keep.replacement == "token"]
+    return [entry for entry in written if not tables or entry[0] >= max(tables)]
 
 
 def item_text(sublayer: SubLayer, keep: Keep, draw: st.DrawFn) -> str:
@@ -87,7 +89,7 @@ def kept_units(plan: Plan) -> set[tuple[str, int]]:
     """The literal meaning of a plan: every head and neuron rank that is kept."""
     units = set()
     for sublayer, keep in plan.kept:
-        if keep.replacement in ("mean", "linear"):
+        if keep.replacement in ("mean", "linear", "token"):
             continue
         if sublayer.kind is Kind.FEED:
             ranks = range(SHAPE.ffn if keep.width is None else keep.width)

@@ -47,7 +47,8 @@ def test_student_is_the_ablated_teacher(tiny_teacher: Teacher, plan, seed, token
     # float32: narrower matrices sum in another order than matrices padded with zeros
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(viewed, got, atol=1e-5, rtol=1e-5)
-    assert own.sublayers == plan.sublayers
+    # a replaced beginning is part of the student's embedding
+    assert own.sublayers == tuple(one for one, keep in plan.kept if keep.replacement != "token")
 
 
 @given(plan=plans(SHAPE))

@@ -90,7 +90,8 @@ FORMS = {
     "heads": Choices(attention="heads"),
     "widths": Choices(widths=(32, 96)),
     "replacements": Choices(replacements=("linear", "mean", "alone")),
-    "everything": Choices("heads", (64,), ("mean", "alone")),
+    "tokens": Choices(replacements=("token", "mean")),
+    "everything": Choices("heads", (64,), ("mean", "alone", "token")),
 }
 
 
@@ -119,9 +120,13 @@ def literal_forms(space: Space, choices: Choices) -> set[Plan]:
             options.append(forms)
     plans = set()
     for entries in itertools.product(*options):
+        ends = [place for place, entry in enumerate(entries) if entry.endswith("=token")]
+        if ends and any(entries[: ends[-1]]):
+            continue
         plan = Plan.of([entry for entry in entries if entry])
         reads = any(
-            entry.startswith("C") and not entry.endswith(("=mean", "=linear")) for entry in entries
+            entry.startswith("C") and not entry.endswith(("=mean", "=linear", "=token"))
+            for entry in entries
         )
         if reads and space.budget.admits(plan, space.shape):
             plans.add(plan)

@@ -35,6 +35,14 @@ def test_a_replaced_sublayer_says_by_what() -> None:
     assert notes == {"M1": "replaced: mean", "C1": "replaced: linear", "C3": "replaced: alone"}
 
 
+def test_a_replaced_beginning_says_how_far_it_goes() -> None:
+    state, notes = states("C1=token M1 C3")
+    assert state["C1"] == "1"
+    assert state["C1.H0"] == state["S0"] == state["C0"] == state["M0"] == state["S1"] == "0"
+    assert state["M1"] == state["C3"] == state["embedding"] == "2"
+    assert notes == {"C1": "replaced: token (with all before it)"}
+
+
 def test_naming_every_head_keeps_the_sublayer_whole() -> None:
     state, notes = states("C3[0-7]")
     assert state["C3"] == "2"

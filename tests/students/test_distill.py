@@ -251,7 +251,7 @@ def _plain_loop(teacher: Teacher, features: Features, recipe: DistillRecipe) -> 
             * t
             * F.kl_div((logits / t).log_softmax(-1), (said / t).softmax(-1), reduction="batchmean")
         )
-        loss = ce + float(recipe.kd_weight) * kd
+        loss = ce + float(recipe.weights["forward_kl"]) * kd
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in named], recipe.clip)
@@ -278,6 +278,50 @@ def test_equals_the_plain_loop_on_pixels(tiny_teacher: Teacher, tiny_features: F
     assert off < 1e-3 * moved
 
 
+def _literal_step(view: Any, features: Features, indices: list[int]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and KL at temperature 2 of one batch, written out."""
+    read = features.read(indices)
+    answers = read.batch.labels != -100
+    memory = view.memory(read.states, read.rows)
+    x = view.embed(read.batch.ids)
+    for sublayer in view.sublayers:
+        x = x + view.project(sublayer, view.units(sublayer, x, memory))
+    logits = view.readout(x[answers])
+    said = (read.teacher.logits / 2.0).log_softmax(dim=-1)
+    ours = (logits / 2.0).log_softmax(dim=-1)
+    kd = (said.exp() * (said - ours)).sum(dim=-1).mean() * 2.0**2
+    return F.cross_entropy(logits, read.batch.labels[answers]), kd
+
+
+def test_the_default_recipe_equals_its_literal_loop_bit_for_bit(
+    tiny_teacher: Teacher, tiny_features: Features
+) -> None:
+    student = build_student(tiny_teacher, PLAN)
+    view = residual_decoder(student)
+    named = [(n, p) for n, p in student.decoder.named_parameters() if ".layers." in n]
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
+        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    examples = tiny_features.examples
+    order = DataOrder([len(e.ids) for e in examples], [e.page for e in examples], 4, seed=1)
+    with torch.no_grad():
+        first = [_literal_step(view, tiny_features, order.indices(step)) for step in range(4)]
+    weight = sum(float(ce) for ce, _ in first) / sum(float(kd) for _, kd in first)
+    for step in range(RECIPE.steps):
+        ce, kd = _literal_step(view, tiny_features, order.indices(step))
+        optimizer.zero_grad()
+        (ce + weight * kd).backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in named], RECIPE.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = RECIPE.rate(step)
+        optimizer.step()
+    got, result = _trained(tiny_teacher, tiny_features)
+    assert result.weights == {"cross_entropy": 1.0, "forward_kl": weight}
+    assert _equal(_weights(student), got)
+
+
 def test_balanced_weight_is_the_ratio_of_the_first_losses(
     tiny_teacher: Teacher, tiny_features: Features
 ) -> None:
@@ -286,9 +330,11 @@ def test_balanced_weight_is_the_ratio_of_the_first_losses(
     _, result = _trained(tiny_teacher, tiny_features, recipe, on_step=reports.append)
     labels = sum(one.losses["cross_entropy"] for one in reports)
     teacher = sum(one.losses["forward_kl"] for one in reports)
-    assert result.kd_weight == pytest.approx(labels / teacher, rel=1e-4)  # weights move by 1e-12
+    weight = result.weights["forward_kl"]
+    assert weight == pytest.approx(labels / teacher, rel=1e-4)  # weights move by 1e-12
+    assert result.weights["cross_entropy"] == 1.0
     assert reports[0].loss == pytest.approx(
-        reports[0].losses["cross_entropy"] + result.kd_weight * reports[0].losses["forward_kl"]
+        reports[0].losses["cross_entropy"] + weight * reports[0].losses["forward_kl"]
     )
 
 
@@ -297,20 +343,36 @@ def test_a_student_that_starts_as_its_teacher_gets_a_finite_weight(
 ) -> None:
     student = build_student(tiny_teacher, Plan.full(4))
     result = distill(residual_decoder(student), tiny_features, replace(RECIPE, steps=1), seed=1)
-    assert result.kd_weight == 100.0
+    assert result.weights == {"cross_entropy": 1.0, "forward_kl": 100.0}
 
 
 @pytest.mark.parametrize(
-    ("losses", "weight"),
-    [(("forward_kl",), 1.0), (("cross_entropy",), 1.0), (("reverse_kl", "jensen_shannon"), 1.0)],
+    ("losses", "reference"),
+    [
+        ({"forward_kl": "balanced"}, "forward_kl"),
+        ({"reverse_kl": "balanced", "jensen_shannon": "balanced"}, "reverse_kl"),
+        ({"jensen_shannon": "balanced", "forward_kl": 0.5}, "forward_kl"),
+        ({"forward_kl": 2, "cross_entropy": 3, "reverse_kl": "balanced"}, "cross_entropy"),
+        ({"cross_entropy": 0, "forward_kl": 2, "reverse_kl": "balanced"}, "forward_kl"),
+        ({"reverse_kl": "balanced", "cross_entropy": "balanced"}, "cross_entropy"),
+    ],
 )
-def test_any_losses_can_be_combined(
-    tiny_teacher: Teacher, tiny_features: Features, losses: tuple[str, ...], weight: float
+def test_balanced_losses_start_as_large_as_the_reference(
+    tiny_teacher: Teacher, tiny_features: Features, losses: dict[str, Any], reference: str
 ) -> None:
-    recipe = replace(RECIPE, steps=2, losses=losses)
+    recipe = replace(RECIPE, steps=1, losses=losses, learning_rate=1e-12)
+    assert recipe.reference == reference
     _, result = _trained(tiny_teacher, tiny_features, recipe)
-    assert set(result.losses) == set(losses)
-    assert result.kd_weight == weight
+    assert tuple(result.losses) == tuple(result.weights) == tuple(losses)
+    terms = {name: result.weights[name] * result.losses[name] for name in losses}
+    assert result.loss == pytest.approx(sum(terms.values()))
+    for name, weight in losses.items():
+        if weight != "balanced":
+            assert result.weights[name] == weight
+        else:
+            assert terms[name] == pytest.approx(terms[reference])
+    if losses[reference] == "balanced":
+        assert result.weights[reference] == 1.0
 
 
 def test_trains_on_the_best_tokens_alone(tiny_teacher: Teacher, tmp_path: Path) -> None:
@@ -353,6 +415,30 @@ def test_a_gradient_that_is_not_finite_updates_nothing(
     assert _equal(before, _weights(student))
 
 
+@pytest.mark.parametrize(("step", "stops"), [(35, True), (16, False)])
+def test_a_loss_that_diverges_stops_the_trial(
+    tiny_teacher: Teacher, tiny_features: Features, step: int, stops: bool
+) -> None:
+    """A rise in the warm-up, which a student that starts as its teacher may need, does not."""
+    student = build_student(tiny_teacher, Plan.full(4))
+    weight = student.decoder.model.decoder.layers[3].fc2.weight
+    recipe = replace(RECIPE, steps=60, losses={"forward_kl": 1.0}, learning_rate=1e-12, warmup=0.5)
+
+    def blow_up(report: StepReport) -> None:
+        if report.step == step:
+            weight.data.mul_(10.0)
+
+    def train() -> DistillResult:
+        view = residual_decoder(student)
+        return distill(view, tiny_features, recipe, seed=1, on_step=blow_up)
+
+    if stops:
+        with pytest.raises(TrainingError, match=r"it diverged: .* at step 36, at most"):
+            train()
+    else:
+        assert train().loss > 0.1
+
+
 def test_a_teacher_is_never_trained(tiny_teacher: Teacher, tiny_features: Features) -> None:
     with pytest.raises(ConfigError, match="no layer that may be trained"):
         distill(tiny_teacher.decoder, tiny_features, RECIPE, seed=1)
@@ -377,12 +463,26 @@ def test_recipe_names_every_fault() -> None:
             steps=0,
             learning_rate=float("nan"),
             warmup=2.0,
-            kd_weight="balance",  # type: ignore[arg-type]
-            losses=("forward_kld",),
+            kd_weight=0.5,
+            losses={"forward_kld": 1, "cross_entropy": "balance"},  # type: ignore[dict-item]
+            hidden_map=(("end", "X3"),),
         )
     text = str(caught.value)
-    assert "5 problems" in text
+    assert "7 problems" in text
     assert "did you mean 'forward_kl'" in text
+    assert "kd_weight: it weighs forward_kl, which is not among the losses" in text
+    assert "weight of cross_entropy: got 'balance'" in text
+    assert "place 'X3': write 'end', or a sub-layer" in text
+    for losses in ({}, {"forward_kl": 0}, (("forward_kl", 1), ("forward_kl", 2))):
+        with pytest.raises(ConfigError, match=r"one or more different ones|every weight is 0"):
+            replace(RECIPE, losses=losses)
+
+
+def test_kd_weight_is_a_shorthand() -> None:
+    short = replace(RECIPE, kd_weight=0.7)
+    assert short == replace(RECIPE, losses={"cross_entropy": 1.0, "forward_kl": 0.7})
+    assert "kd_weight" not in short.to_json()
+    assert short.to_json()["losses"] == [["cross_entropy", 1.0], ["forward_kl", 0.7]]
 
 
 def test_rate_warms_up_and_falls_to_zero() -> None:

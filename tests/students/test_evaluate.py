@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,19 @@ from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student
 from circuitsearch.students.decoding import Limits, greedy_ids
-from circuitsearch.students.evaluate import answer_loss_of, greedy_answers, measure, score_answers
+from circuitsearch.students.evaluate import (
+    answer_loss_of,
+    examine,
+    greedy_answers,
+    measure,
+    score_answers,
+)
 from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.scoring import answer_rows, rescored, scores_of
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
+from circuitsearch.teacher.metrics import anls, nted_accuracy
 from tests.student_fixtures import any_replacements, noise_pages
 
 LENGTH = 30  # tokens, prompt included; prompts take 5 to 16
@@ -212,6 +221,83 @@ def test_interval_draws_documents(tiny_features: Features) -> None:
     first = [i for i, e in enumerate(tiny_features.examples) if e.page < 2]
     alone = score_answers(tiny_features, answers[: len(first)], examples=first)
     assert alone["quality_low"] is None
+
+
+def test_rows_hold_what_every_figure_is_made_of(short_teacher: Teacher, few: Features) -> None:
+    plan = Plan.parse("C1 C3 M3")
+    student = build_student(short_teacher, plan)
+    made, rows = examine(
+        student, short_teacher, few, plan, phase="untrained", source="scores", seed=4, draws=30
+    )
+    losses = answer_loss_of(residual_decoder(student), few)
+    said = greedy_answers(student, few, short_teacher.tokens)
+    for row, example, loss, text in zip(rows, few.examples, losses.tolist(), said, strict=True):
+        page = few.pages[example.page]
+        assert (row.question, row.family) == (example.question.id, example.question.family)
+        assert (row.page, row.document, row.answer) == (page.id, page.document, text)
+        assert row.golds == example.question.answers
+        assert row.anls == anls(text, example.question.answers)
+        assert row.loss == pytest.approx(loss, rel=1e-6)  # the same pass in the same order
+        assert row.tokens == len(example.ids) - example.prompt
+    scores = scores_of(rows, seed=4, draws=30)
+    assert {name: getattr(made, name) for name in scores} == scores
+    assert (made.nted, made.field_f1) == (None, None)  # the task is answering questions
+
+
+def test_perplexity_is_over_the_tokens_of_the_corpus(short_teacher: Teacher, few: Features) -> None:
+    """The oracle: every answer token's negative log-likelihood, one example at a time."""
+    model = short_teacher.model
+    nll: list[float] = []
+    for example in few.examples:
+        ids = torch.tensor([example.ids])
+        pixels = short_teacher.pixel_values([few.pages[example.page].image()])
+        with torch.no_grad():
+            logits = model(pixel_values=pixels, decoder_input_ids=ids[:, :-1]).logits[0]
+        chances = logits.double().log_softmax(-1)
+        nll += [-float(chances[i - 1, ids[0, i]]) for i in range(example.prompt, ids.shape[1])]
+    made = measure(
+        model, short_teacher, few, Plan.full(4), phase="teacher", source="teacher", answers=False
+    )
+    assert made.perplexity is not None
+    # float32 against float64 sums of losses near 5
+    assert made.perplexity == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-4)
+    # answers differ in length, so the mean over examples is another number
+    assert abs(math.log(made.perplexity) - made.loss) > 1e-4
+
+
+def test_strict_anls_drops_ties_and_can_be_made_from_kept_rows(tiny_features: Features) -> None:
+    golds = [example.question.answers[0] for example in tiny_features.examples]
+    even = [i for i, gold in enumerate(golds) if len(gold) % 2 == 0 and gold.strip() == gold]
+    answers = [g[: len(g) // 2] + "§" * (len(g) // 2) if i in even else g
+               for i, g in enumerate(golds)]  # fmt: skip
+    losses = [0.0] * len(answers)
+    rrc = answer_rows(tiny_features, answers, losses)
+    strict = answer_rows(tiny_features, answers, losses, rule="strict")
+    half = [i for i, row in enumerate(rrc) if row.anls == 0.5]
+    assert half  # guards the test
+    assert [row.anls for row in strict] == [0.0 if i in half else r.anls for i, r in enumerate(rrc)]
+    assert rescored(rrc, "strict") == strict
+    assert rescored(strict, "rrc") == rrc
+    assert scores_of(strict)["quality"] < scores_of(rrc)["quality"]
+
+
+def test_parses_are_scored_as_parses(tiny_features: Features) -> None:
+    rows = answer_rows(tiny_features, [""] * 3, [0.0] * 3, examples=[0, 1, 2])
+    gold = "<s_menu><s_nm>cake</s_nm><s_price>3</s_price></s_menu><s_total>3</s_total>"
+    said = [gold, gold.replace("cake", "coke"), "no tags"]
+    rows = tuple(
+        replace(row, answer=text, golds=(gold,)) for row, text in zip(rows, said, strict=True)
+    )
+    found = scores_of(rows, parses=True)
+    true = {"menu": {"nm": "cake", "price": "3"}, "total": "3"}
+    wrong = {"menu": {"nm": "coke", "price": "3"}, "total": "3"}
+    parsed = [true, wrong, {"text_sequence": "no tags"}]
+    each = [nted_accuracy(one, true) for one in parsed]
+    assert each[0] == 1.0 > each[1] > each[2]
+    assert found["nted"] == pytest.approx(sum(each) / 3, abs=1e-12)
+    # 3 + 2 + 0 fields hit; 1 wrong and 1 missed, then 1 wrong and 3 missed
+    assert found["field_f1"] == 5 / (5 + (2 + 4) / 2)
+    assert "nted" not in scores_of(rows)
 
 
 def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None:

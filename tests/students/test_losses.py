@@ -14,16 +14,21 @@ from torch.distributions import Categorical, kl_divergence
 from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.students.losses import (
     LOSSES,
+    Reads,
     Targets,
     answer_rows,
+    attention_kl,
     cross_entropy,
     forward_kl,
+    hidden_cosine,
+    hidden_mse,
     jensen_shannon,
     reverse_kl,
 )
 from circuitsearch.students.targets import TeacherRows
 
-TEACHER_LOSSES = sorted(set(LOSSES) - {"cross_entropy"})
+TEACHER_LOSSES = sorted(name for name, row in LOSSES.items() if row.reads is Reads.LOGITS)
+OF_LOGITS = ["cross_entropy", *TEACHER_LOSSES]
 
 
 def _draw(seed: int, rows: int = 7, vocabulary: int = 11, scale: float = 3.0) -> tuple[Tensor, ...]:
@@ -97,7 +102,8 @@ def test_golden_numbers_by_hand(name: str, expected: float) -> None:
 def test_a_row_counts_once_however_many_there_are() -> None:
     """Token mean: repeating every row changes nothing, and neither does the vocabulary's size."""
     student, teacher, labels = _draw(3)
-    for name, loss in LOSSES.items():
+    for name in OF_LOGITS:
+        loss = LOSSES[name]
         once = loss(student, Targets(labels, TeacherRows(teacher), 2.0))
         twice = loss(
             student.repeat(2, 1), Targets(labels.repeat(2), TeacherRows(teacher.repeat(2, 1)), 2.0)
@@ -185,3 +191,70 @@ def test_answer_rows_leave_out_prompt_and_padding() -> None:
     rows, kept = answer_rows(logits, labels)
     assert kept.tolist() == [1, 2, 3]
     assert torch.equal(rows, torch.stack([logits[0, 1], logits[0, 2], logits[1, 0]]))
+
+
+def test_hidden_losses_by_hand() -> None:
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    teacher = torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
+    # squares 1 + 1 and 9 + 0, over two tokens of two numbers each
+    assert float(hidden_mse(student, teacher)) == pytest.approx(11 / 4, rel=1e-6)
+    # cosines 24 / 25 and -1
+    assert float(hidden_cosine(student, teacher)) == pytest.approx(1 - (24 / 25 - 1) / 2, rel=1e-6)
+    assert float(hidden_mse(teacher, teacher)) == 0.0
+    assert abs(float(hidden_cosine(teacher, teacher))) < 1e-6  # float32
+    assert float(hidden_cosine(student, torch.zeros(2, 2))) == 1.0
+
+
+@given(seed=st.integers(0, 999), factor=st.sampled_from([1e-3, 0.5, 30.0]))
+@settings(max_examples=25, deadline=None)
+def test_cosine_is_bounded_and_blind_to_length(seed: int, factor: float) -> None:
+    student, teacher, _ = _draw(seed)
+    value = float(hidden_cosine(student, teacher))
+    assert -1e-6 <= value <= 2 + 1e-6
+    assert float(hidden_cosine(factor * student, teacher)) == pytest.approx(value, abs=1e-5)
+    assert float(hidden_cosine(-teacher, teacher)) == pytest.approx(2.0, abs=1e-6)
+
+
+def _weights(seed: int, visible: int = 5) -> tuple[Tensor, Tensor]:
+    """Log-weights [3, 2, 5] of student and teacher; only the first keys are seen."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = 3.0 * torch.randn(2, 3, 2, 5, generator=generator)
+    scores[..., visible:] = -torch.inf
+    student, teacher = scores.log_softmax(dim=-1)
+    return student, teacher
+
+
+@given(seed=st.integers(0, 999), visible=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_attention_kl_is_the_mean_of_torch_distributions(seed: int, visible: int) -> None:
+    student, teacher = _weights(seed, visible)
+    pairs = [
+        (Categorical(probs=p), Categorical(probs=q))
+        for p, q in zip(
+            teacher.exp()[..., :visible].flatten(0, 1),
+            student.exp()[..., :visible].flatten(0, 1),
+            strict=True,
+        )
+    ]
+    expected = torch.stack([kl_divergence(p, q) for p, q in pairs]).mean()
+    # float32 on both sides; torch.distributions clamps probabilities at 1e-7
+    torch.testing.assert_close(attention_kl(student, teacher), expected, atol=1e-5, rtol=1e-4)
+    assert float(attention_kl(teacher, teacher)) == 0.0
+
+
+def test_attention_kl_by_hand_and_with_keys_that_nobody_sees() -> None:
+    teacher = torch.tensor([[[0.75, 0.25, 0.0]], [[1.0, 0.0, 0.0]]]).log()
+    student = torch.tensor([[[0.5, 0.5, 0.0]], [[0.5, 0.5, 0.0]]]).log().requires_grad_(True)
+    loss = attention_kl(student, teacher)
+    first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert loss.item() == pytest.approx((first + math.log(2)) / 2, rel=1e-6)
+    loss.backward()
+    # d KL / d log q = -p, and nothing that is not a number where a key is not seen
+    torch.testing.assert_close(student.grad, -teacher.exp() / 2)
+
+
+def test_every_loss_ignores_how_often_a_token_is_there() -> None:
+    for name in sorted(set(LOSSES) - set(OF_LOGITS)):
+        student, teacher = _weights(4) if "attention" in name else _draw(4)[:2]
+        twice = [torch.cat([x, x]) for x in (student, teacher)]
+        torch.testing.assert_close(LOSSES[name](*twice), LOSSES[name](student, teacher), msg=name)

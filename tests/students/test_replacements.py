@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError, DataError, PlanError
 from circuitsearch.core.plan import Plan
+from circuitsearch.discovery.lens.reprojection import nearest_tokens as lens_tokens
+from circuitsearch.discovery.sample import make_sample
 from circuitsearch.students import (
     DistillRecipe,
     Features,
@@ -25,9 +28,16 @@ from circuitsearch.students import (
     measure,
     replaced,
 )
-from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder, run, write
+from circuitsearch.teacher.decoders import (
+    ResidualDecoder,
+    nearest_tokens,
+    residual_decoder,
+    run,
+    write,
+)
 from circuitsearch.teacher.loading import Teacher
 from tests.student_fixtures import any_replacements
+from tests.tiny import tiny_pages
 
 CHOSEN = tuple(SubLayer.parse(name) for name in ("S0", "C1", "M1", "M3"))
 
@@ -136,6 +146,75 @@ def test_reads_that_never_vary_give_the_mean(
     torch.testing.assert_close(fit.maps[m1].bias, fit.means[m1], atol=1e-6, rtol=1e-5)
 
 
+def _nearest(view: ResidualDecoder, features: Features) -> dict[SubLayer, dict[int, Counter]]:
+    """How often each nearest token stands behind each sub-layer, by input token (the oracle).
+
+    One example at a time, without padding; the norm and the output projection are the model's own.
+    """
+    model = view.model  # type: ignore[attr-defined]
+    found: dict[SubLayer, dict[int, Counter]] = {s: defaultdict(Counter) for s in view.sublayers}
+    for row in features.examples:
+        ids = torch.tensor([row.ids[:-1]])
+        memory = view.memory(features.states([row.page]))
+        x = view.embed(ids)
+        for sublayer in view.sublayers:
+            x = x + write(view, sublayer, x, memory)
+            best = model.lm_head(model.model.decoder.layer_norm(x))[0].argmax(dim=-1)
+            for token, nearest in zip(ids[0].tolist(), best.tolist(), strict=True):
+                found[sublayer][token][nearest] += 1
+    return found
+
+
+def test_tables_hold_the_most_frequent_nearest_token(
+    tiny_teacher: Teacher, tiny_features: Features
+) -> None:
+    view = tiny_teacher.decoder
+    fit = fit_replacements(view, tiny_features, view.sublayers, names=["token"], batch_size=7)
+    assert set(fit.tokens) == set(view.sublayers)
+    assert not fit.means
+    assert not fit.maps
+    with torch.no_grad():
+        found = _nearest(view, tiny_features)
+    ties = 0
+    for sublayer, table in fit.tokens.items():
+        expected = list(range(view.shape.vocabulary))  # a token never met stands for itself
+        for token, counts in found[sublayer].items():
+            most = max(counts.values())
+            best = [nearest for nearest, count in counts.items() if count == most]
+            ties += len(best) > 1
+            expected[token] = min(best)
+        assert table.tolist() == expected, sublayer
+        assert table.dtype == torch.int64
+        assert len(found[sublayer]) < view.shape.vocabulary
+    assert ties > 0
+    assert any(table.tolist() != sorted(table.tolist()) for table in fit.tokens.values())
+
+
+def test_tables_are_read_as_the_lens_reads(tiny_teacher: Teacher, tiny_features: Features) -> None:
+    """The nearest token behind a sub-layer is that of the reprojection lens."""
+    view, page = tiny_teacher.decoder, tiny_pages(1)
+    sample = make_sample(tiny_teacher, page)
+    lens = lens_tokens(view, sample, positions="all", places=["C0", "M2"])
+    said = {place: lens.top[at, :, 0].tolist() for at, place in enumerate(lens.places)}
+    for batch, states in sample.batches:
+        memory = view.memory(states, batch.pages)
+        with torch.no_grad():
+            for name in ("C0", "M2"):
+                x = view.embed(batch.ids)
+                for sublayer in view.sublayers[: SubLayer.parse(name).position + 1]:
+                    x = x + write(view, sublayer, x, memory)
+                got = nearest_tokens(view, x)
+                assert got.shape == batch.ids.shape
+                rows = [
+                    int(token)
+                    for row, example in zip(got, batch.examples, strict=True)
+                    for token in row[: len(example.ids) - 1]
+                ]
+                assert rows == said[name][: len(rows)]
+                said[name] = said[name][len(rows) :]
+    assert said == {"C0": [], "M2": []}
+
+
 def test_faults_are_named_together(tiny_teacher: Teacher, tiny_features: Features) -> None:
     view = tiny_teacher.decoder
     with pytest.raises(ConfigError) as caught:
@@ -154,13 +233,15 @@ def test_replaced_is_one_step_of_the_student(
 ) -> None:
     view = tiny_teacher.decoder
     read = tiny_features.read([0, 3, 4])
-    for text in ("S0=linear", "C1=mean", "C1=linear", "C3=alone", "M3=mean"):
+    for text in ("S0=linear", "C1=mean", "C1=linear", "C3=alone", "M3=mean", "M1=token"):
         ((sublayer, keep),) = Plan.parse(text).kept
         own = residual_decoder(build_student(tiny_teacher, Plan.parse(text), replacements=fitted))
         with torch.no_grad():
             memory = view.memory(read.states, read.rows)
             x = view.embed(read.batch.ids)
-            behind = replaced(view, sublayer, str(keep.replacement), fitted, x, memory)
+            behind = replaced(
+                view, sublayer, str(keep.replacement), fitted, x, memory, read.batch.ids
+            )
             expected = run(own, read.batch.ids, own.memory(read.states, read.rows))
             torch.testing.assert_close(view.readout(behind), expected, atol=1e-5, rtol=1e-5)
             if keep.replacement == "alone":
@@ -176,6 +257,8 @@ def test_replaced_refuses_what_is_not_fitted_or_not_legal(
         replaced(view, SubLayer.parse("M0"), "mean", fitted, x, memory)
     with pytest.raises(PlanError, match="for C only"):
         replaced(view, SubLayer.parse("M1"), "alone", fitted, x, memory)
+    with pytest.raises(ConfigError, match=r"M1=token: .* pass ids"):
+        replaced(view, SubLayer.parse("M1"), "token", fitted, x, memory)
     with pytest.raises(PlanError, match="did you mean 'linear'"):
         replaced(view, SubLayer.parse("M1"), "liner", fitted, x, memory)
 
@@ -188,6 +271,8 @@ def test_file_round_trip(fitted: Replacements, tmp_path: Path) -> None:
     for sublayer in CHOSEN:
         assert torch.equal(loaded.means[sublayer], fitted.means[sublayer])
         assert torch.equal(loaded.maps[sublayer].weight, fitted.maps[sublayer].weight)
+        assert torch.equal(loaded.tokens[sublayer], fitted.tokens[sublayer])
+        assert loaded.tokens[sublayer].dtype == torch.int64
     only = Replacements(means={CHOSEN[0]: fitted.means[CHOSEN[0]]})
     only.save(path)
     assert Replacements.load(path).fingerprint == only.fingerprint != fitted.fingerprint
@@ -209,6 +294,10 @@ def test_damaged_and_foreign_files_are_refused(fitted: Replacements, tmp_path: P
         save_file(tensors, path, metadata=metadata)
         with pytest.raises(DataError, match="damaged"):
             Replacements.load(path)
+    for table in (torch.tensor([0, 2]), torch.tensor([0, -1]), torch.zeros(2), torch.zeros(1, 1)):
+        save_file({"C0.map": table}, path, metadata=metadata)
+        with pytest.raises(DataError, match="a table of tokens is damaged"):
+            Replacements.load(path)
 
 
 def test_a_fit_loses_less_than_skipping(tiny_teacher: Teacher, tiny_features: Features) -> None:
@@ -223,6 +312,25 @@ def test_a_fit_loses_less_than_skipping(tiny_teacher: Teacher, tiny_features: Fe
         )
         left = (writes - fit.maps[sublayer](reads)).square().sum()
         assert left < (writes - writes.mean(dim=0)).square().sum() < writes.square().sum()
+
+
+def test_a_student_with_a_table_trains_behind_it(
+    tiny_teacher: Teacher, tiny_features: Features, fitted: Replacements
+) -> None:
+    plan = Plan.parse("S0=token C0 M0:9 C3")
+    student = build_student(tiny_teacher, plan, replacements=fitted)
+    recipe = DistillRecipe(
+        steps=12, batch=8, learning_rate=1e-2, warmup=1, temperature=2.0, kd_weight=1.0
+    )
+    before = measure(
+        student, tiny_teacher, tiny_features, plan, phase="untrained", source="test", answers=False
+    )
+    distill(residual_decoder(student), tiny_features, recipe, seed=0)
+    after = measure(
+        student, tiny_teacher, tiny_features, plan, phase="short", source="test", answers=False
+    )
+    assert after.loss < before.loss
+    assert torch.equal(student.decoder.model.decoder.token_map, fitted.tokens[plan.sublayers[0]])
 
 
 @pytest.fixture

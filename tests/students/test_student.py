@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, PlanError
 from circuitsearch.core.keep import REPLACEMENTS
 from circuitsearch.core.plan import Plan
+from circuitsearch.discovery.patching.components import effects
+from circuitsearch.discovery.sample import make_sample
 from circuitsearch.students import (
     CircuitMBartConfig,
     CircuitMBartForCausalLM,
@@ -31,10 +34,15 @@ from circuitsearch.students import (
     rank_neurons,
 )
 from circuitsearch.students.replacements import Replacements
-from circuitsearch.teacher.decoders import residual_decoder
+from circuitsearch.teacher.decoders import (
+    MBartResidualDecoder,
+    continue_from,
+    residual_decoder,
+    stream_loss,
+)
 from circuitsearch.teacher.loading import Teacher
 from tests.student_fixtures import ablated_teacher, any_replacements
-from tests.tiny import TASK_TOKENS
+from tests.tiny import TASK_TOKENS, tiny_pages
 
 # Kept sub-layers, heads and widths in all kinds of company.
 PLANS = [
@@ -48,6 +56,9 @@ PLANS = [
     "S0=linear C0 M0=mean S1 C1=mean M1 C2[0-1] M2=linear S3[2] C3=alone",  # replacements
     "S0=mean C0=alone M1=linear S2=linear",  # no self-attention left, the stream begins at C0
     "C1=linear M3=mean",  # nothing of the page, nothing of the teacher's but a LayerNorm
+    "C0=token M0:9 C2 S3[0-1] C3[1,3]",  # the beginning is a table of tokens
+    "M1=token C2 M2=mean C3=alone",  # and no self-attention left behind it
+    "S0=token C0 S1=linear S2",
     "",
 ]
 
@@ -81,7 +92,7 @@ def test_equals_the_ablated_teacher_in_every_forward(
     # float32, 12 sub-layers, sums in another order
     torch.testing.assert_close(_logits(student, ids, states), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(viewed, expected, atol=1e-5, rtol=1e-5)
-    assert own.sublayers == plan.sublayers
+    assert own.sublayers == tuple(one for one, keep in plan.kept if keep.replacement != "token")
 
 
 def _stream(view, ids: Tensor, states: Tensor) -> Tensor:
@@ -175,7 +186,76 @@ def test_students_own_their_replacements(tiny_teacher: Teacher) -> None:
     with torch.no_grad():
         for parameter in student.decoder.parameters():
             parameter.add_(1.0)
-    assert Replacements(fitted.means, fitted.maps).fingerprint == before
+    table = build_student(tiny_teacher, Plan.parse("C0=token C1"), replacements=fitted)
+    table.decoder.model.decoder.token_map.zero_()
+    assert Replacements(fitted.means, fitted.maps, fitted.tokens).fingerprint == before
+
+
+def test_a_table_of_tokens_is_no_parameter_and_is_there_only_when_planned(
+    tiny_teacher: Teacher, states: Tensor
+) -> None:
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    plain = build_student(tiny_teacher, Plan.parse("M1 C3")).decoder
+    tabled = build_student(tiny_teacher, Plan.parse("C0=token M1 C3"), replacements=fitted).decoder
+    assert plain.model.decoder.token_map is None
+    assert set(tabled.state_dict()) - set(plain.state_dict()) == {"model.decoder.token_map"}
+    assert [n for n, _ in tabled.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    # the student without a table, given the tokens that the table gives
+    ids = torch.randint(4, 100, (2, 9), generator=torch.Generator().manual_seed(1))
+    table = fitted.tokens[SubLayer.parse("C0")]
+    with torch.no_grad():
+        got = tabled(input_ids=ids, encoder_hidden_states=states).logits
+        assert torch.equal(got, plain(input_ids=table[ids], encoder_hidden_states=states).logits)
+        assert not torch.equal(got, plain(input_ids=ids, encoder_hidden_states=states).logits)
+    half = copy.deepcopy(tabled).to(torch.bfloat16)
+    assert half.model.decoder.token_map.dtype == torch.int64
+    with pytest.raises(ConfigError, match="its tokens go through a table"):
+        build_student(tiny_teacher, Plan.parse("M1"), source=tabled)
+    fewer = replace(tiny_teacher.shape.decoder, vocabulary=50)
+    with pytest.raises(ConfigError, match="C0=token was fitted to a vocabulary of size 50, this"):
+        build_student(
+            tiny_teacher, Plan.parse("C0=token M1 C3"), replacements=any_replacements(fewer)
+        )
+
+
+def test_a_student_with_a_table_is_still_a_sum_of_writes(tiny_teacher: Teacher) -> None:
+    """Discovery takes it: the table belongs to its embedding, and effects are those of plans."""
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+
+    def view(text: str) -> MBartResidualDecoder:
+        return residual_decoder(build_student(tiny_teacher, Plan.parse(text), replacements=fitted))
+
+    whole, without = view("C0=token M0 C1 C3"), view("C0=token M0 C3")
+    sample = make_sample(tiny_teacher, tiny_pages(2))
+    effect = effects(whole, sample, ["C1"], "zero")["C1"]
+    found = []
+    for batch, states in sample.batches:
+        losses = []
+        for one in (without, whole):
+            memory = one.memory(states, batch.pages)
+            with torch.no_grad():
+                x = continue_from(one, one.embed(batch.ids), memory)
+                losses.append(stream_loss(one, x, batch.labels))
+        found += (losses[0] - losses[1]).tolist()
+    assert effect.tolist() == pytest.approx(found, abs=1e-5)  # float32 losses
+    # the embedding's pieces are those of the tokens that the table gives
+    ids = torch.tensor([[4, 99, 7]])
+    with torch.no_grad():
+        rows = whole.embedding.table[ids] * whole.embedding.scale
+        norm = whole.model.model.decoder.layernorm_embedding
+        pieced = norm(rows + whole.embedding.positions[:3])
+        torch.testing.assert_close(pieced, whole.embed(ids), atol=1e-6, rtol=1e-5)
+
+
+def test_a_config_refuses_what_stands_in_front_of_a_table() -> None:
+    entry = {"self_heads": 0, "cross_heads": "token", "ffn": 0}
+    sizes = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    CircuitMBartConfig(**sizes, plan=[entry, {**entry, "cross_heads": 3}])
+    for first in ({**entry, "self_heads": 1}, {**entry, "self_heads": "mean"}):
+        with pytest.raises(ValueError, match="in front of 'token'"):
+            CircuitMBartConfig(**sizes, plan=[first, {**entry, "cross_heads": 3}])
+    with pytest.raises(ValueError, match="in front of 'token'"):
+        CircuitMBartConfig(**sizes, plan=[entry, entry])
 
 
 def test_a_replaced_sublayer_has_no_parts(tiny_teacher: Teacher) -> None:

@@ -28,6 +28,7 @@ from circuitsearch.students.plan_view import neuron_order
 from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import continue_from, residual_decoder
 from circuitsearch.teacher.loading import Teacher
+from tests.student_fixtures import any_replacements
 
 
 def limited(teacher: Teacher, choices: Choices | None, *limits: str) -> Space:
@@ -80,11 +81,13 @@ SPACES: dict[str, tuple[Choices | None, tuple[str, ...]]] = {
     "heads": (Choices(attention="heads"), ("5%",)),
     "widths": (Choices(widths=(8, 24)), ("14%",)),
     "counts and widths": (Choices(attention="counts", widths=(16,)), ("8%",)),
+    "tokens": (Choices(replacements=("token",)), ("25%", "50%")),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "megabytes"), [(name, 100) for name in SPACES] + [("whole", 0.4), ("heads", 1.0)]
+    ("name", "megabytes"),
+    [(name, 100) for name in SPACES] + [("whole", 0.4), ("heads", 1.0), ("tokens", 0.4)],
 )
 def test_losses_are_those_of_the_built_students(
     tiny_teacher: Teacher, tiny_features: Features, name: str, megabytes: float
@@ -92,13 +95,16 @@ def test_losses_are_those_of_the_built_students(
     choices, limits = SPACES[name]
     space = limited(tiny_teacher, choices, *limits)
     assert 30 <= space.count() <= 20_000
-    walk = Walk(tiny_teacher.decoder, tiny_features, memory_bytes=megabytes * 1e6)
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    walk = Walk(
+        tiny_teacher.decoder, tiny_features, memory_bytes=megabytes * 1e6, replacements=fitted
+    )
     found = walked(walk, space)
     assert list(found) == list(space.enumerate())
     everything = range(len(tiny_features.examples))
     chosen = random.Random(0).sample(list(found), 6)
     for plan in chosen:
-        expected = alone(tiny_teacher, tiny_features, plan, everything)
+        expected = alone(tiny_teacher, tiny_features, plan, everything, replacements=fitted)
         torch.testing.assert_close(found[plan], expected, atol=1e-4, rtol=0, msg=str(plan))
     assert len({float(found[plan].mean()) for plan in chosen}) == len(chosen)
 
@@ -135,6 +141,13 @@ def test_replacements_are_those_of_the_built_students(
         "S0=linear C0 M0=linear S3=mean C3=alone",
         "S0=linear C0 M0 S3=linear C3=alone M3",
         "C0=mean S1 C1=alone M1 S2",
+        "S0 C0 M0 S1 C1",
+        "C0=token M0 S1 C1",
+        "C0=token C2 M2",
+        "C0=token M0 S3 C3",
+        "C0 M0 C1",
+        "M0=token S1=mean C1",
+        "M0=token S1 C1[0] C3=alone",
     )
     plans = [Plan.parse(text) for text in texts]
     found = walked(Walk(view, tiny_features, replacements=fitted), plans)
@@ -227,7 +240,14 @@ class Peak(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("choices", [None, Choices(attention="heads", widths=(8, 24))])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        None,
+        Choices(attention="heads", widths=(8, 24)),
+        Choices(attention="heads", replacements=("token",)),
+    ],
+)
 def test_memory_of_a_walk_stays_within_its_formula(
     tiny_teacher: Teacher, tiny_features: Features, choices: Choices | None
 ) -> None:
@@ -235,7 +255,8 @@ def test_memory_of_a_walk_stays_within_its_formula(
     space = limited(tiny_teacher, choices)
     plans = list(itertools.islice(space.enumerate(), 300))
     plans += [drawn(space, seed) for seed in range(100)]
-    walk = Walk(tiny_teacher.decoder, tiny_features, memory_bytes=limit)
+    fitted = any_replacements(tiny_teacher.shape.decoder)
+    walk = Walk(tiny_teacher.decoder, tiny_features, memory_bytes=limit, replacements=fitted)
     questions = max(walk.chunks(plans), key=len)
     assert 1 < len(questions) < len(tiny_features.examples)
     with Peak(tiny_teacher.model.parameters()) as peak:

@@ -453,3 +453,26 @@ def test_cheap_check_finds_every_truncation_that_decoding_finds(form: str, cut: 
         open_image(data)
     except Exception:  # the judge: full decoding, whatever it raises
         assert image_problem(data) is not None
+
+
+def test_questions_without_answers_load_where_none_are_needed(good: Path) -> None:
+    change(good, lambda rows: [row.pop("answers") for row in rows])
+    with pytest.raises(DataError):
+        load_docvqa(good)
+    pages = load_docvqa(good, answered=False).pages
+    assert [q.id for page in pages for q in page.questions] == [
+        str(row["questionId"]) for row in rows_of(good)
+    ]
+    assert {q.answers for page in pages for q in page.questions} == {()}
+
+
+def test_other_faults_of_unanswered_rows_are_still_named(good: Path) -> None:
+    def spoil(rows: Rows) -> None:
+        for row in rows:
+            row["answers"] = []
+        rows[0]["question"] = " "
+        rows[1]["answers"] = "a text"
+
+    change(good, spoil)
+    with pytest.raises(DataError, match=r"(?s)row 0.*'question' is ' '.*row 1.*'answers' is"):
+        load_docvqa(good, answered=False)

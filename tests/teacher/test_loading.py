@@ -132,6 +132,15 @@ def test_options_file(folder: Path) -> None:
     assert teacher.model.config.decoder_start_token_id == teacher.tokens.prompt_ids("")[0]
 
 
+def test_a_prompt_without_question_reads_whole_pages(folder: Path) -> None:
+    assert not load_teacher(str(folder)).prompt.parses
+    prompt = {"template": "<s_docvqa>", "end": "</s>"}
+    edit(folder / "circuitsearch.json", lambda c: c.update(prompt=prompt))
+    teacher = load_teacher(str(folder))
+    assert teacher.prompt.parses
+    assert teacher.tokens.prompt_ids("one") == teacher.tokens.prompt_ids("other")
+
+
 def test_max_length_falls_back_to_the_position_table(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
     assert load_teacher(str(folder)).max_length == 96
@@ -250,6 +259,10 @@ def _post_layernorm(folder: Path) -> None:
         (
             _set("circuitsearch.json", prompt={"template": "no slot", "end": ""}),
             ["prompt", "{question}"],
+        ),
+        (
+            _set("circuitsearch.json", prompt={"template": "<s_docvqa>", "end": "no tag"}),
+            ["prompt", "each with a tag"],
         ),
         (
             _set("circuitsearch.json", prompt={"template": "<s_x>{question}", "end": "</s>"}),

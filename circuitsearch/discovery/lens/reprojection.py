@@ -4,8 +4,9 @@
 
 (Donut-MINT, arXiv 2509.26235, Prop. 3 and Fig. 6). If a stream is as good after being collapsed to
 its nearest token as before, the sub-layers up to there did no more than map tokens to tokens, and a
-table of tokens can take their place. `nearest_tokens` names the nearest token at every place and
-the rank of the token that was put in; `reprojection_effects` measures what collapsing costs.
+table of tokens can take their place (a plan with `C0=token`). `nearest_tokens` names the nearest
+token at every place and the rank of the token that was put in; `reprojection_effects` measures what
+collapsing costs.
 
 The paper leaves open which norm stands in front of lm_head, which form of the embedding goes back
 into the stream, and at which positions (`ReprojectionOptions`). Beside lm_head, the stream can be

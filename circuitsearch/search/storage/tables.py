@@ -4,12 +4,17 @@
     circuitsearch_phases    further objectives of a study, each with results of its own
     circuitsearch_claims    one row per plan and objective: its place in the order, who works on it
     circuitsearch_results   what came out; written once, never changed, never deleted
+    circuitsearch_speeds    what was measured of plans before they may become trials
 
 A plan's trial is its row of claims: `queued` (to be evaluated), `running` (by `worker`, until
 `lease_until`), `measured` or `failed`. `number` is its place in the order and counts from 0; trials
 are started in this order and numbers only grow, so a plan that was handed back precedes all that
 were never begun. `deaths` counts the workers that died while they evaluated it. Times are seconds
 since 1970 on the database's clock.
+
+A row of speeds is `measuring` (by `worker`, until `lease_until`), `admitted` or `refused` (over a
+measured limit: never a trial); `amounts` are its figures by limit as JSON, `device` says where they
+were measured.
 
 Below them stand those of Optuna's tables that the `mirror` writes; they are never created from
 here.
@@ -32,11 +37,13 @@ __all__ = [
     "optuna_version",
     "phases",
     "results",
+    "speeds",
     "studies",
 ]
 
-SCHEMA = 2
-"""Version of these tables. Version 1 had results only and kept the rest in Optuna's study."""
+SCHEMA = 3
+"""Version of these tables. Version 1 had results only and kept the rest in Optuna's study; version
+2 knew no measured limits, hence no speeds."""
 OPTUNA_SCHEMA = "v3.2.0.a"
 """Version of Optuna's tables that is described here: that of Optuna 3.2 up to the present 5."""
 
@@ -90,6 +97,19 @@ results = sa.Table(
     sa.Column("measurement", sa.Text, nullable=True),
     sa.Column("reason", sa.Text, nullable=True),
     sa.Column("recorded", sa.String(40), nullable=False),
+)
+speeds = sa.Table(
+    "circuitsearch_speeds",
+    metadata,
+    sa.Column("study", sa.String(512), primary_key=True),
+    sa.Column("plan_hash", sa.String(64), primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("amounts", sa.Text, nullable=True),
+    sa.Column("device", sa.Text, nullable=True),
+    sa.Column("worker", sa.Text, nullable=True),
+    sa.Column("lease_until", sa.Double, nullable=True),
+    sa.Column("recorded", sa.Double, nullable=True),
 )
 
 _optuna = sa.MetaData()

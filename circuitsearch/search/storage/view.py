@@ -30,6 +30,7 @@ from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import masked
 from circuitsearch.search.storage.ledger import Ledger
 from circuitsearch.search.storage.rows import Row
+from circuitsearch.search.storage.speeds import Speeds, Verdict
 from circuitsearch.search.storage.transactions import read_phases, read_study
 
 __all__ = [
@@ -76,13 +77,22 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """Number of trials per state; see `TrialRecord.state`."""
+    """Number of trials per state; see `TrialRecord.state`.
+
+    `refused` plans are no trials: they were measured, and found to be over a measured limit.
+    """
 
     measured: int
     failed: int
     running: int
     queued: int
     interrupted: int
+    refused: int = 0
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return self.measured + self.failed + self.running + self.queued + self.interrupted
 
 
 class StudyView:
@@ -120,6 +130,7 @@ class StudyView:
                 raise ConfigError(choice_problem(f"Phase of study {name!r}", phase, list(known)))
             self.objective = known[phase]
         self._ledger = Ledger(storage, name, content_hash(self.objective))
+        self._speeds = Speeds(storage, name)
 
     def phases(self) -> list[str]:
         """Return the names of the study's further phases.
@@ -163,7 +174,16 @@ class StudyView:
     def status(self) -> StudyStatus:
         """Return the number of trials per state."""
         counts: Counter[str] = Counter(_state(row) for row in self._ledger.rows())
+        counts["refused"] = len(self._speeds.refused())
         return StudyStatus(**{field.name: counts[field.name] for field in fields(StudyStatus)})
+
+    def speed(self, plan: Plan) -> Verdict | None:
+        """Return what was measured of a plan for measured limits; None while it was not.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return self._speeds.verdict(plan.hash)
 
     def prior_trust(self) -> float | None:
         """Return how well the prior scores rank the measured plans.

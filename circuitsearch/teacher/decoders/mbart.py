@@ -12,7 +12,9 @@ sliced q/k/v rows and out_proj columns, its head count being rows // head_dim. A
 is absent but for its replacement (`self_attn_replacement`, `encoder_attn_replacement` or
 `ffn_replacement`), a module that maps the LN'd stream to the write, or is a constant where the
 LayerNorm is None too; in a layer with `cross_alone` the write of the cross-attention is the stream
-behind it. Nothing else changes, so one adapter serves teacher and student.
+behind it. Where everything up to a sub-layer is replaced by a table of tokens (`C0=token`), the
+stack has that table (`token_map`), through which `embed` reads its tokens, and none of these
+sub-layers. Nothing else changes, so one adapter serves teacher and student.
 
 Where encoder and decoder widths differ, VisionEncoderDecoderModel projects the encoder's output
 once (`enc_to_dec_proj`). That projection is the teacher's business (`loading.Teacher.encode`): the
@@ -85,7 +87,10 @@ class MBartResidualDecoder(StreamDecoder):
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return [B, T, d] = LN(sqrt(d) * E[ids] + P[positions + 2]), for ids [B, T]."""
+        """Return [B, T, d] = LN(sqrt(d) * E[ids] + P[positions + 2]), for ids [B, T].
+
+        A student with a table of tokens puts these through it first.
+        """
         stack = self._stack
         longest = self.shape.positions - _OFFSET
         if ids.shape[1] > longest:
@@ -93,14 +98,26 @@ class MBartResidualDecoder(StreamDecoder):
                 f"Decoder input: got {ids.shape[1]} tokens, the position table allows {longest}; "
                 "shorten the question or the answer"
             )
+        if self._token_map is not None:
+            ids = self._token_map[ids]
         x: Tensor = stack.layernorm_embedding(stack.embed_tokens(ids) + stack.embed_positions(ids))
         return x
 
     @property
     def embedding(self) -> Embedding:
-        """Scaled token rows and position rows; their LayerNorm is part of `embed`."""
+        """Scaled token rows and position rows; their LayerNorm is part of `embed`.
+
+        Behind a student's table of tokens, the row of a token is that of the token it becomes.
+        """
         tokens, positions = self._stack.embed_tokens, self._stack.embed_positions
-        return Embedding(tokens.weight, tokens.embed_scale, positions.weight[_OFFSET:])
+        table = tokens.weight if self._token_map is None else tokens.weight[self._token_map]
+        return Embedding(table, tokens.embed_scale, positions.weight[_OFFSET:])
+
+    @property
+    def _token_map(self) -> Tensor | None:
+        """The student's table of tokens [V], if it has one."""
+        table: Tensor | None = getattr(self._stack, "token_map", None)
+        return table
 
     @property
     def final_norm(self) -> Norm:

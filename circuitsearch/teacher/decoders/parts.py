@@ -41,6 +41,8 @@ class Affine:
 class Embedding:
     """The tables that the token embedding is made of; the tensors are the model's own.
 
+    Where tokens go through a table first (`C0=token`), `table` is a copy in that order.
+
     Attributes:
         table: [V, d] token rows.
         scale: factor on them.
@@ -144,6 +146,10 @@ class Parts:
         Rows are readers, and what stands behind them has weight zero. At least float32. Running a
         decoder uses fused attention, which never forms them.
         """
+        return self.causal_scores(normed).softmax(dim=-1)
+
+    def causal_scores(self, normed: Tensor) -> Tensor:
+        """Return what `causal_weights` is the softmax of, [B, H, T, T]; -inf behind a reader."""
         if self.query is None or self.key is None:
             raise TypeError("a feed-forward has no attention weights")
         query, key = self.split(self.query(normed)), self.split(self.key(normed))
@@ -154,7 +160,7 @@ class Parts:
         products = torch.einsum("bgrqd,bgkd->bgrqk", grouped, key).flatten(1, 2)
         products = products.to(torch.promote_types(products.dtype, torch.float32))
         later = torch.ones(products.shape[-2:], dtype=torch.bool, device=normed.device).triu(1)
-        return (products * self.score_scale).masked_fill(later, -torch.inf).softmax(dim=-1)
+        return (products * self.score_scale).masked_fill(later, -torch.inf)
 
     def neurons(self, normed: Tensor) -> Tensor:
         """Return activated neurons [..., F] of the LN'd stream."""

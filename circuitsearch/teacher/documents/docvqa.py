@@ -42,6 +42,7 @@ def load_docvqa(
     *,
     faults: FaultPolicy = "error",
     verify: bool = True,
+    answered: bool = True,
 ) -> LoadedPages:
     """Load a file in DocVQA's format.
 
@@ -51,6 +52,8 @@ def load_docvqa(
         faults: "error" refuses a file with a bad row, "skip" leaves bad rows out and lists them.
         verify: Whether to read every image once and check that it decodes. Without it a broken
             image shows only when its page is drawn; a missing one is found all the same.
+        answered: Whether every row must have answers. Without, questions may have none, as those of
+            the test split do: they can be answered, but neither trained on nor scored.
 
     Returns:
         One page per image, its id the image path, with all its questions.
@@ -62,15 +65,15 @@ def load_docvqa(
     """
     path = Path(json_path)
     intake = Intake(str(path), faults)
-    rows = _rows(path)
+    rows = _rows(path, answered=answered)
     folder = _ImageFolder(path.parent if images is None else Path(images), verify=verify)
     for index, row in enumerate(rows):
-        _take_row(index, row, folder, intake)
+        _take_row(index, row, folder, intake, answered=answered)
     return intake.finish()
 
 
-def _rows(path: Path) -> list[Any]:
-    """Return the records of a file whose top level is right and that has answers."""
+def _rows(path: Path, *, answered: bool) -> list[Any]:
+    """Return the records of a file whose top level is right and that has answers, if it must."""
     content = read_json(path)
     form = "DocVQA's format is an object with the list of records under 'data'"
     if not isinstance(content, dict):
@@ -82,6 +85,8 @@ def _rows(path: Path) -> list[Any]:
         raise DataError(f"{str(path)!r}: 'data' is {state} (keys found: {found}); {form}")
     if not rows:
         raise DataError(f"{str(path)!r}: 'data' is an empty list: give a file with questions")
+    if not answered:
+        return rows
     records = [row for row in rows if isinstance(row, dict)]
     unanswered = not any(row.get("answers") for row in records)
     keyless = not any("answers" in row for row in records)
@@ -98,7 +103,9 @@ def _is_test(record: Mapping[str, Any]) -> bool:
     return isinstance(named, str) and named.strip().lower() == "test"
 
 
-def _take_row(index: int, row: Any, folder: _ImageFolder, intake: Intake) -> None:
+def _take_row(
+    index: int, row: Any, folder: _ImageFolder, intake: Intake, *, answered: bool
+) -> None:
     if not isinstance(row, dict):
         problem = f"it is a {type(row).__name__}: give an object with 'questionId', 'question' ..."
         intake.reject(index, "", [problem])
@@ -106,7 +113,9 @@ def _take_row(index: int, row: Any, folder: _ImageFolder, intake: Intake) -> Non
     problems: list[str] = []
     identity = take_id(row, "questionId", problems)
     text = take_text(row, "question", problems)
-    answers = take_answers(row, "answers", problems)
+    answers: tuple[str, ...] = ()
+    if answered or row.get("answers"):
+        answers = take_answers(row, "answers", problems)
     family = take_family(row, "question_types", problems)
     document = take_id(row, "docId", problems)
     if row.get("ucsf_document_id") is not None:

@@ -1,4 +1,4 @@
-"""Distillation losses: on answer tokens only, averaged over tokens.
+"""Losses of next-token distributions: on answer tokens only, averaged over tokens.
 
 With p the teacher's and q the student's next-token distribution, both softened by temperature T:
 
@@ -11,14 +11,13 @@ T^2 keeps gradients of one size when T changes (Hinton et al., arXiv 1503.02531)
 mean over answer tokens: a mean over the vocabulary as well would make it V times too small beside
 the cross-entropy, a sum over the sequence would let long answers decide.
 
-A loss is a function of the student's logits and the `Targets` of the same rows; `LOSSES` has one
-row per loss, and a new one is a function and a row.
+A loss is a function of the student's logits [n, V] and the `Targets` of the same rows, in nats per
+answer token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +26,9 @@ from torch import Tensor
 
 from circuitsearch.core.errors import DataError
 
-from .targets import TeacherRows
+from ..targets import TeacherRows
 
 __all__ = [
-    "LOSSES",
-    "Loss",
     "Targets",
     "answer_rows",
     "cross_entropy",
@@ -61,10 +58,6 @@ class Targets:
             raise DataError("Loss: it compares with the teacher, but the targets hold labels only")
         ours = self.teacher.log_probabilities_of(student, self.temperature)
         return self.teacher.log_probabilities(self.temperature), ours
-
-
-Loss = Callable[[Tensor, Targets], Tensor]
-"""(student logits [n, V], targets of the same rows) -> scalar, in nats per answer token."""
 
 
 def answer_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +102,3 @@ def jensen_shannon(student: Tensor, targets: Targets) -> Tensor:
 def _mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return the mean over rows of KL(p | q), for log-probabilities [n, outcomes]."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
-
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy,
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-}
-"""Losses by name, as a recipe names them."""

@@ -1,0 +1,123 @@
+"""The command that writes a student as ONNX files, and asks both whether they agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .shell import Json, command, emit, people, quiet_libraries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from circuitsearch.students.onnx_check import Compared
+    from circuitsearch.teacher.loading import Teacher
+
+__all__ = ["export_command"]
+
+_SEARCHES = (".yaml", ".yml")
+
+
+@command
+def export_command(
+    student: Annotated[Path, typer.Argument(help="A student's or teacher's folder, or `shipped`.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the ONNX files.")],
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Compare with PyTorch on a search's pages (SEARCH.yaml) or on one page."),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="With --check PAGE: ask this; may be repeated.")
+    ] = None,
+    pages: Annotated[int, typer.Option(min=1, help="With --check SEARCH.yaml: so many.")] = 8,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 23; default 20.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a student as ONNX files that answer with onnxruntime and tokenizers alone.
+
+    With --check the exit code is 1 where an answer or a logit differs.
+    """
+    quiet_libraries()
+    asked = _questions(check, question, pages)
+    # loading a student needs its classes registered with the Auto classes
+    import circuitsearch.students  # noqa: F401
+    from circuitsearch.answer import check_question
+    from circuitsearch.students.onnx_export import OPSET, export_onnx
+    from circuitsearch.teacher.loading import load_teacher
+
+    model = load_teacher(str(student))
+    for _, one in [] if asked is None else asked[1]:
+        check_question(model, one)
+    folder = export_onnx(model, output, opset=OPSET if opset is None else opset)
+    rows = [] if asked is None else _compared(model, folder, *asked)
+    if json:
+        emit(_report(folder, rows))
+    else:
+        _show(folder, rows)
+    if not all(row.equal for row in rows):
+        raise typer.Exit(1)
+
+
+def _questions(
+    check: Path | None, question: list[str] | None, count: int
+) -> tuple[Sequence[Any], list[tuple[int, str]]] | None:
+    """Return page images and the questions about them, as (page, question)."""
+    from circuitsearch.core.errors import ConfigError
+
+    is_search = check is not None and check.suffix.lower() in _SEARCHES
+    if question and (check is None or is_search):
+        raise ConfigError("--question: it goes with --check PAGE; a search has its own questions")
+    if check is None:
+        return None
+    if is_search:
+        from .search import open_pipeline
+
+        chosen = open_pipeline(check, None, quiet=True, claim=False).pages["final"][:count]
+        asked = [(i, one.text) for i, page in enumerate(chosen) for one in page.questions]
+        return [page.image() for page in chosen], asked
+    if not question:
+        raise ConfigError(f"--check {check}: a page needs --question; or give a SEARCH.yaml")
+    from circuitsearch.answer import read_page
+
+    return [read_page(check)], [(0, one) for one in question]
+
+
+def _compared(
+    model: Teacher, folder: Path, images: Sequence[Any], asked: list[tuple[int, str]]
+) -> list[Compared]:
+    """Ask the checkpoint and the files."""
+    from circuitsearch.students.onnx_check import compare_onnx
+
+    return compare_onnx(model, folder, images, asked)
+
+
+def _report(folder: Path, rows: Sequence[Compared]) -> dict[str, Any]:
+    """Return what was written and compared, as JSON."""
+    return {
+        "folder": str(folder),
+        "files": sorted(path.name for path in folder.iterdir()),
+        "checked": [vars(row) | {"equal": row.equal} for row in rows],
+    }
+
+
+def _show(folder: Path, rows: Sequence[Compared]) -> None:
+    """Print the comparison for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = people()
+    if rows:
+        from circuitsearch.core.text import one_line
+        from circuitsearch.students.onnx_check import TOLERANCE
+
+        table = Table("question", "PyTorch", "ONNX", "ONNX, batched", "logits differ by", "equal")
+        for row in rows:
+            words = (row.question, row.torch, row.onnx, row.batched)
+            equal = "yes" if row.equal else "NO"
+            table.add_row(*(Text(one_line(w)) for w in words), f"{row.difference:.1e}", equal)
+        console.print(table)
+        good = sum(row.equal for row in rows)
+        console.print(f"{good} of {len(rows)} answers equal, logits within {TOLERANCE:g}")
+    console.print(f"ONNX files: {folder}", markup=False)

@@ -1,0 +1,175 @@
+"""Answers are kept beside measurements, and every use of the final pages is counted once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from circuitsearch import stages
+from circuitsearch.config import SearchConfig
+from circuitsearch.core.answers import read_answers
+from circuitsearch.core.errors import DataError
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
+from circuitsearch.progress import QuietReporter
+from circuitsearch.stages.kept_answers import FINAL_USES, FinalUses, weights_of
+from circuitsearch.stages.training import StudentTrainer
+from circuitsearch.students.checkpoint import load_student, save_student
+from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.scoring import scores_of
+from circuitsearch.teacher.loading import Teacher
+from circuitsearch.workspace import Workspace
+from tests.student_fixtures import noise_pages
+
+PLAN, OTHER = Plan.parse("C1 C3"), Plan.parse("M0 C3")
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def features(
+    tiny_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Features]:
+    folder = tmp_path_factory.mktemp("features")
+    return {
+        name: prepare_features(tiny_teacher, noise_pages(4, seed=seed), folder)
+        for seed, name in enumerate(("train", "select", "final"))
+    }
+
+
+def trainer(
+    folder: Path, teacher: Teacher, features: dict[str, Features], **changes: object
+) -> StudentTrainer:
+    """What a newly started process has."""
+    config = SearchConfig.model_validate(
+        {
+            "name": "small",
+            "output": folder,
+            "budget": [{"quantity": "parameters", "limit": "50%"}],
+            "distill": {"steps": STEPS, "batch": 4},
+            **changes,
+        }
+    )
+    return StudentTrainer(Workspace(config, QuietReporter()), teacher, features)
+
+
+def final(one: StudentTrainer, plan: Plan = PLAN, seed: int = 0) -> Measurement:
+    return one.measured(plan, "user", seed=seed, steps=STEPS, split="final", phase="full")
+
+
+def used(folder: Path) -> list[tuple[str, int, str]]:
+    return [(u["plan"], u["seed"], u["command"]) for u in FinalUses(folder).lines()]
+
+
+def test_uses_are_counted_once_also_after_a_restart(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    first = trainer(tmp_path, tiny_teacher, features)
+    first.measured_teacher()
+    first.measured(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
+    assert used(tmp_path) == []  # neither the teacher nor other pages count
+    made = final(first)
+    again = trainer(tmp_path, tiny_teacher, features)
+    assert final(again) == made
+    assert used(tmp_path) == [("C1 C3", 0, "run")]
+    final(again, seed=1)
+    assert FinalUses(tmp_path).plans() == 1  # another seed of the same plan
+    final(again, OTHER)
+    assert used(tmp_path) == [("C1 C3", 0, "run"), ("C1 C3", 1, "run"), ("M0 C3", 0, "run")]
+    assert FinalUses(tmp_path).plans() == 2
+    assert FinalUses(tmp_path).plans(besides=[OTHER.hash, "older"]) == 3
+
+
+def test_a_line_is_there_before_its_result(
+    tmp_path: Path,
+    tiny_teacher: Teacher,
+    features: dict[str, Features],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between the two, the measurement is made again and counted again: never too few."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    one = trainer(tmp_path, tiny_teacher, features)
+    with monkeypatch.context() as patch:
+        patch.setattr("circuitsearch.stages.training.write_answers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            final(one)
+    assert used(tmp_path) == [("C1 C3", 0, "run")]
+    final(trainer(tmp_path, tiny_teacher, features))
+    assert len(used(tmp_path)) == 2
+    assert FinalUses(tmp_path).plans() == 1
+
+
+def test_a_checkpoint_that_was_measured_is_served_from_file(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    one = trainer(tmp_path / "out", tiny_teacher, features)
+    made = final(one)
+    student = one.student(PLAN, 0, STEPS)
+    folder = save_student(student, tiny_teacher, tmp_path / "student")
+    assert weights_of(load_student(folder)) == weights_of(student)
+    found, answers = stages.evaluate(one, str(folder), "final")
+    assert found == made
+    assert len(used(tmp_path / "out")) == 1
+    assert (answers.plan, answers.seed, answers.steps, answers.split) == (
+        "C1 C3",
+        0,
+        STEPS,
+        "final",
+    )
+    # another training of the plan is another student, but no other plan
+    other = save_student(one.student(PLAN, 7, STEPS), tiny_teacher, tmp_path / "other")
+    measured, _ = stages.evaluate(one, str(other), "final")
+    assert measured.source == "checkpoint"
+    assert stages.evaluate(one, str(other), "final")[0] == measured
+    assert used(tmp_path / "out") == [("C1 C3", 0, "run"), ("C1 C3", 0, "evaluate")]
+    assert FinalUses(tmp_path / "out").plans() == 1
+
+
+def test_answers_are_kept_beside_the_measurement_and_made_again_when_lost(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    one = trainer(tmp_path, tiny_teacher, features)
+    made, answers = one.answered(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
+    (path,) = (tmp_path / "work" / "measurements").glob("*.jsonl")
+    assert path.with_suffix(".json").exists()
+    assert read_answers(path) == (answers,)
+    assert [row.question for row in answers.rows] == [
+        example.question.id for example in features["select"].examples
+    ]
+    assert (answers.teacher, answers.pages) == (tiny_teacher.fingerprint, features["select"].key)
+    assert answers.decoding == {"method": "greedy", "max_length": tiny_teacher.tokens.max_length}
+    for damage in (path.unlink, lambda: path.write_text("{")):
+        damage()
+        again = one.answered(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
+        assert again == (made, answers)
+
+
+def test_strict_anls_is_another_measurement_and_needs_no_other_answers(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    usual = trainer(tmp_path / "a", tiny_teacher, features)
+    strict = trainer(tmp_path / "b", tiny_teacher, features, evaluation={"anls": "strict"})
+    assert "anls" not in usual.objective(STEPS)  # keeps the keys of earlier versions
+    assert strict.objective(STEPS)["anls"] == "strict"
+    made, answers = stages.evaluate(usual, "teacher", "select", "strict")
+    assert answers.rule == "strict"
+    scores = scores_of(answers.rows)
+    assert {name: getattr(made, name) for name in scores} == scores
+    direct, said = strict.answered_teacher("select")
+    assert said == answers
+    assert direct.quality == made.quality
+
+
+def test_a_damaged_count_is_refused_not_overwritten(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    path = tmp_path / FINAL_USES
+    for bad in ("{", json.dumps({"plan": "C1"}), "[]"):
+        path.write_text(f"{bad}\n")
+        with pytest.raises(DataError, match="line 1"):
+            final(trainer(tmp_path, tiny_teacher, features))
+        assert path.read_text() == f"{bad}\n"

@@ -1,0 +1,82 @@
+"""The search file's recipe, and students trained by it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from circuitsearch.config import DistillConfig, LimitConfig, LossName, SearchConfig
+from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.plan import Plan
+from circuitsearch.progress import QuietReporter
+from circuitsearch.stages.training import StudentTrainer, recipe_of
+from circuitsearch.students.features import prepare_features
+from circuitsearch.students.losses import LOSSES
+from circuitsearch.students.presets import PRESETS
+from circuitsearch.students.recipe import DistillRecipe
+from circuitsearch.teacher.loading import Teacher
+from circuitsearch.workspace import Workspace
+from tests.student_fixtures import noise_pages
+
+
+def _config(output: Path, **distill: Any) -> SearchConfig:
+    limits = [LimitConfig(quantity="parameters", limit="30%")]
+    return SearchConfig(
+        name="training", output=output, budget=limits, distill=DistillConfig(**distill)
+    )
+
+
+def _recipe(**distill: Any) -> DistillRecipe:
+    return recipe_of(_config(Path("unused"), **distill), steps=7, learning_rate=1e-3)
+
+
+def test_the_search_file_offers_every_loss_and_preset() -> None:
+    """The file's words stand in `config`, which imports no torch."""
+    assert set(get_args(LossName)) == set(LOSSES)
+    preset = DistillConfig.model_fields["preset"]
+    assert set(get_args(preset.annotation)) == set(PRESETS)
+    for name, row in PRESETS.items():
+        assert _recipe(preset=name).pairs == row.losses
+        assert row.source
+    assert _recipe().pairs == PRESETS["donut-mint"].losses
+
+
+def test_losses_and_weights_of_the_file_win_over_the_preset() -> None:
+    own = {"hidden_cosine": 0.5, "forward_kl": "balanced"}
+    recipe = _recipe(preset="minitron", losses=own, hidden_map=[("C0", "C1")], accumulate=4)
+    assert recipe.pairs == (("hidden_cosine", 0.5), ("forward_kl", "balanced"))
+    assert recipe.hidden_map == (("C0", "C1"),)
+    assert recipe.accumulate == 4
+    assert _recipe(kd_weight=0.25).weights == {"cross_entropy": 1.0, "forward_kl": 0.25}
+    assert _recipe(losses=own, kd_weight=3).weights["forward_kl"] == 3
+    with pytest.raises(ConfigError, match="kd_weight: it weighs forward_kl"):
+        _recipe(preset="vlm-compression", kd_weight=1)
+
+
+def test_a_student_is_trained_against_the_teachers_inside_once(
+    tiny_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = {
+        split: prepare_features(tiny_teacher, noise_pages(4, seed), tmp_path / split)
+        for seed, split in enumerate(("train", "select"))
+    }
+
+    def trainer(**distill: Any) -> StudentTrainer:
+        config = _config(tmp_path / "search", batch=4, **distill)
+        return StudentTrainer(Workspace(config, QuietReporter()), tiny_teacher, features)
+
+    plan, ran = Plan.parse("M0 C3[1]"), []
+    view: Any = tiny_teacher.decoder
+    embed = view.embed
+    monkeypatch.setattr(view, "embed", lambda ids: ran.append(1) or embed(ids))
+    trainer(preset="puzzle").student(plan, 0, 2)
+    assert len(ran) == 2
+    trainer(preset="puzzle").student(plan, 0, 2)  # kept
+    assert len(ran) == 2
+    trainer(preset="kl").student(plan, 0, 2)  # another objective, without the teacher's inside
+    assert len(ran) == 2
+    objectives = [trainer(preset=name).objective(2)["distill"] for name in ("kl", "puzzle")]
+    assert objectives[0]["losses"] == [["forward_kl", 1.0]]
+    assert objectives[0] != objectives[1]
