@@ -106,7 +106,6 @@ class _FilesData(_Section):
             raise ValueError(f"the shares sum to {sum(shares.values()):g}, allowed at most 1")
         return shares
 
-
     @model_validator(mode="after")
     def _train_once(self) -> _FilesData:
         apart = getattr(self, "train", None) is not None
@@ -116,9 +115,7 @@ class _FilesData(_Section):
                 "leave this share out"
             )
         if not apart and "train" not in self.shares:
-            raise ValueError(
-                f"shares: missing train; give a share for each of {', '.join(SPLITS)}"
-            )
+            raise ValueError(f"shares: missing train; give a share for each of {', '.join(SPLITS)}")
         return self
 
 
@@ -318,6 +315,9 @@ class ExhaustiveConfig(_Section):
     """The baseline: every feasible plan scored without training, the best distilled."""
 
     top: Count = Field(3, description="plans to distil (the paper's T1-T3)")
+    short: Annotated[int, Field(ge=0)] = Field(
+        0, description="plans to distil as a search does, the best of which become D1-D3"
+    )
 
 
 class StudyConfig(_Section):

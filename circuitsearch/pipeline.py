@@ -21,6 +21,7 @@ from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.stages import Ranking
+from circuitsearch.students.baselines import Proposal
 from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import neuron_order
 from circuitsearch.students.replacements import Replacements
@@ -152,11 +153,16 @@ class Pipeline:
         return stages.promote(self.work, self.study, self.trainer)
 
     @cached_property
+    def baselines(self) -> list[tuple[str, Proposal]]:
+        """What published methods propose under the same budget."""
+        names = self.work.config.baselines
+        return stages.propose(self.work, self.teacher, self.features["train"], self.space, names)
+
+    @cached_property
     def rows(self) -> tuple[ResultRow, ...]:
-        """The final comparison: teacher, exhaustive T1-T3 and the search's best on fresh pages."""
-        return stages.compare(
-            self.work, self.trainer, self.untrained, self.study, self.chosen, self.scores
-        )
+        """The final comparison on fresh pages: teacher, baselines, the search's best."""
+        found = self.untrained, self.baselines, self.study, self.chosen
+        return stages.compare(self.work, self.trainer, *found, self.scores)
 
     def run(self) -> dict[str, Any]:
         """Run all stages and write the report.

@@ -94,6 +94,7 @@ class ResultRow:
         difference: this row's ANLS minus that of another row, paired by question; None where that
             was not computed, and in the other row itself.
         difference_to: name of that other row.
+        notes: what a reader must know about the row.
     """
 
     name: str
@@ -122,10 +123,11 @@ class ResultRow:
     search_cost: SearchCost | None = None
     difference: Difference | None = None
     difference_to: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as a JSON object; `from_json` reads it back equal."""
-        return {**asdict(self), "seeds": list(self.seeds)}
+        return {**asdict(self), "seeds": list(self.seeds), "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, data: Any) -> ResultRow:
@@ -136,6 +138,7 @@ class ResultRow:
         """
         values = record_fields(cls, data)
         values["seeds"] = tuple(values["seeds"])
+        values["notes"] = tuple(values.get("notes", ()))
         if values.get("search_cost") is not None:
             values["search_cost"] = SearchCost(**record_fields(SearchCost, values["search_cost"]))
         if values.get("difference") is not None:
@@ -185,6 +188,7 @@ def result_rows(
     search: Mapping[str, SearchCost] | None = None,
     differences: Mapping[str, Difference] | None = None,
     difference_to: str | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[ResultRow, ...]:
     """Turn named measurements into the rows of a table, in the order given.
 
@@ -196,6 +200,7 @@ def result_rows(
         search: what finding each row took, by row name.
         differences: each row's ANLS minus that of the row `difference_to`, by row name.
         difference_to: name of the row that the others are compared with.
+        notes: what a reader must know, by row name.
 
     Raises:
         DataError: no teacher or two, an empty or mixed group, a repeated seed, a cost that is
@@ -211,7 +216,7 @@ def result_rows(
         problems.append(f"{len(teachers)} rows have phase 'teacher', exactly one must")
     problems += [
         f"{what} of {name!r}: no such row"
-        for what, given in (("search cost", search), ("difference", differences))
+        for what, given in (("search cost", search), ("difference", differences), ("note", notes))
         for name in given or ()
         if name not in groups
     ]
@@ -242,6 +247,7 @@ def result_rows(
             search_cost=(search or {}).get(name),
             difference=(differences or {}).get(name),
             difference_to=difference_to if name in (differences or {}) else None,
+            notes=tuple((notes or {}).get(name, ())),
             **_summary(group),
         )
         for name, group in groups.items()

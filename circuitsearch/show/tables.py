@@ -222,6 +222,7 @@ def table_notes(rows: Sequence[ResultRow]) -> list[str]:
         groups.setdefault(how, []).append(one_line(row.name))
     told = [f"{', '.join(names)}: {how}" for how, names in groups.items()]
     notes.append(f"Measured: {'; '.join(told)}.")
+    notes += [one_line(f"{row.name}: {note}.") for row in rows for note in row.notes]
     return notes
 
 

@@ -5,11 +5,13 @@ the next stage needs. Keys hold everything that decides a result: the teacher's 
 pages' hash, the settings. Nothing here knows an architecture or a data format.
 """
 
+from .baselines import propose
+from .comparing import compare
 from .discover import draw_circuit, score, trace_paths
 from .inputs import compute_features, documents, fit, load, plan_space
 from .ranking import Ranking, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
-from .searching import compare, fork, join, promote, search, versions
+from .searching import fork, join, promote, search, versions
 from .submission import answer_file
 from .training import StudentTrainer, evaluate
 from .warm import WarmPlans, warm_start, worths
@@ -34,6 +36,7 @@ __all__ = [
     "plan_space",
     "preview",
     "promote",
+    "propose",
     "rank",
     "report",
     "score",

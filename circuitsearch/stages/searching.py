@@ -1,4 +1,4 @@
-"""Search stages: the study, its further phase, workers that join in, the final comparison."""
+"""Search stages: the study, its further phase, workers that join in."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from circuitsearch import __version__
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.core.scores import Scores
 from circuitsearch.search import transfer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import open_storage
 from circuitsearch.search.storage.view import StudyStatus, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
-from circuitsearch.teacher.comparison import OVERALL, compare_answers
 from circuitsearch.workspace import Workspace
 
-from .ranking import Ranking
 from .speeds import admission
 from .training import StudentTrainer
 from .warm import WarmPlans
 
-__all__ = ["best_of", "compare", "fork", "join", "promote", "search", "versions"]
+__all__ = ["best_of", "fork", "join", "promote", "search", "versions"]
 
 PROMOTED = "full"
 """Name of the study's phase in which the best plans are distilled in full."""
@@ -192,87 +188,3 @@ def best_of(study: Study) -> Plan:
     if not ranked:
         raise ConfigError("search: no student was trained, so there is no best one")
     return Plan.parse(ranked[0].plan)
-
-
-def compare(
-    work: Workspace,
-    trainer: StudentTrainer,
-    untrained: Ranking,
-    study: Study,
-    chosen: Study,
-    scores: Scores,
-) -> tuple[ResultRow, ...]:
-    """Measure teacher, exhaustive T1-T3 and the search's best on the final pages, all seeds.
-
-    Args:
-        work: The search.
-        trainer: The shared trainer.
-        untrained: Plans by loss without training.
-        study: The search's study.
-        chosen: The phase whose best plan is handed over; the study itself without promotion.
-        scores: Of the teacher's components.
-    """
-    config = work.config
-    steps = config.final.steps or config.distill.steps
-    groups = {"teacher": [trainer.answered_teacher()]}
-    named = {
-        f"T{i + 1}": (plan, "exhaustive")
-        for i, plan in enumerate(_within(work, trainer, study, untrained, config.exhaustive.top))
-    }
-    best = best_of(chosen)
-    source = next(t.source for t in study.trials() if t.plan_hash == best.hash)
-    named["best"] = (best, source)
-    for name, (plan, origin) in named.items():
-        groups[name] = [
-            trainer.answered(plan, origin, seed=seed, steps=steps, split="final", phase="full")
-            for seed in config.final.seeds
-        ]
-    measured = {name: [made for made, _ in group] for name, group in groups.items()}
-    answers = {name: [said for _, said in group] for name, group in groups.items()}
-    promoted = [] if chosen is study else chosen.measurements()
-    costs = _costs(work, measured, untrained, len(study.measurements()), promoted, scores)
-    differences = {
-        name: compare_answers(runs, answers["best"], rule=trainer.rule)[OVERALL]
-        for name, runs in answers.items()
-        if name != "best"
-    }
-    return result_rows(measured, search=costs, differences=differences, difference_to="best")
-
-
-def _within(
-    work: Workspace, trainer: StudentTrainer, study: Study, ranked: Ranking, count: int
-) -> list[Plan]:
-    """Return the first plans of a ranking that are within the measured limits, too."""
-    admit = admission(work, trainer.teacher, study.space)
-    if admit is None:
-        return [plan for plan, _ in ranked[:count]]
-    found: list[Plan] = []
-    for plan, _ in ranked:
-        if len(found) == count:
-            break
-        found += study.admitted([plan], admit)
-    return found
-
-
-def _costs(
-    work: Workspace,
-    groups: dict[str, list[Measurement]],
-    untrained: Ranking,
-    trained: int,
-    promoted: list[Measurement],
-    scores: Scores,
-) -> dict[str, SearchCost]:
-    """Return what finding each row's plan took, the final trainings left out (equal for all)."""
-    config = work.config
-    elastic = config.elastic.steps
-    spent: list[tuple[int, Any]] = [(trained, config.distill.steps)]
-    spent += [(len(promoted), config.final.steps)] if promoted else []
-    spent += [(1, elastic)] if elastic else []
-    sweeps = len(untrained) if elastic else 0
-    costs = {
-        name: SearchCost(passes=len(untrained))
-        for name in groups
-        if name not in ("teacher", "best")
-    }
-    costs["best"] = SearchCost(tuple(spent), scores.passes + sweeps)
-    return costs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.baselines import Masks, masked
 from circuitsearch.students.checkpoint import load_student
 from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
+from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.students.presets import PRESETS
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.student import build_student, plan_of
@@ -30,7 +34,7 @@ from circuitsearch.workspace import Workspace
 from .kept_answers import FinalUses, by_rule, find_kept, one_run, weights_of
 from .speeds import with_speed
 
-__all__ = ["StudentTrainer", "evaluate", "recipe_of", "train_once", "trainable"]
+__all__ = ["Build", "StudentTrainer", "evaluate", "recipe_of", "train_once", "trainable"]
 
 
 def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> DistillRecipe:
@@ -84,6 +88,25 @@ def train_once(view: Any, path: Path, train: Callable[[Path], None]) -> None:
             parameter.copy_(stored[name])
 
 
+@dataclass(frozen=True)
+class Build:
+    """How a student is made from its plan, where the plan does not say everything.
+
+    Attributes:
+        neurons: which neurons its widths keep, best first, by feed-forward.
+        masks: which single weights stay.
+    """
+
+    neurons: NeuronOrder = field(default_factory=dict)
+    masks: Masks | None = None
+
+    @property
+    def key(self) -> list[Any]:
+        """Part of every key of what is built so; empty where the plan says everything."""
+        order = [[str(sublayer), *ranked] for sublayer, ranked in sorted(self.neurons.items())]
+        return order + ([self.masks.fingerprint] if self.masks else [])
+
+
 class StudentTrainer:
     """Trains and measures students, each at most once per (plan, seed, steps).
 
@@ -133,16 +156,19 @@ class StudentTrainer:
             "distill": self.recipe(steps).to_json(),
         }
 
-    def student(self, plan: Plan, seed: int, steps: int) -> Any:
+    def student(self, plan: Plan, seed: int, steps: int, build: Build | None = None) -> Any:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
 
         Raises:
             TrainingError: If its loss stops being a number, or diverges.
         """
-        model = build_student(self.teacher, plan, replacements=self._replacements)
+        how = build or Build()
+        model = build_student(
+            self.teacher, plan, ranking=how.neurons, replacements=self._replacements
+        )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
-        key = content_hash([self.objective(steps), plan.hash, seed])
+        key = content_hash([self.objective(steps), plan.hash, seed, *how.key])
         path = self._config.work / "students" / f"{plan.hash}-{seed}-{steps}-{key}.safetensors"
         logs = self._config.output / "tensorboard" / path.stem
 
@@ -159,7 +185,8 @@ class StudentTrainer:
                     on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
                 )
 
-        train_once(view, path, train)
+        with masked(view, how.masks) if how.masks else nullcontext():
+            train_once(view, path, train)
         return model.eval()
 
     def measured(
@@ -179,10 +206,18 @@ class StudentTrainer:
         return Measurement.from_json(self._work.kept(name, key, compute))
 
     def answered(
-        self, plan: Plan, source: str, *, seed: int, steps: int, split: str, phase: str
+        self,
+        plan: Plan,
+        source: str,
+        *,
+        seed: int,
+        steps: int,
+        split: str,
+        phase: str,
+        build: Build | None = None,
     ) -> tuple[Measurement, Answers]:
         """Like `measured`, with the answers, which are kept beside the measurement."""
-        return self._with_answers(*self._measuring(plan, source, seed, steps, split, phase))
+        return self._with_answers(*self._measuring(plan, source, seed, steps, split, phase, build))
 
     def _with_answers(
         self, compute: Callable[[], dict[str, Any]], name: str, key: Any
@@ -198,15 +233,23 @@ class StudentTrainer:
             return made, one_run(path)
 
     def _measuring(
-        self, plan: Plan, source: str, seed: int, steps: int, split: str, phase: str
+        self,
+        plan: Plan,
+        source: str,
+        seed: int,
+        steps: int,
+        split: str,
+        phase: str,
+        build: Build | None = None,
     ) -> tuple[Callable[[], dict[str, Any]], str, list[Any]]:
         """Return what measures a trained student, under which name and key the result is kept."""
         features = self._features[split]
         key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase, source]
+        key += (build or Build()).key
         name = f"measurements/{plan.hash}-{seed}-{steps}-{split}-{content_hash(key)}"
 
         def compute() -> dict[str, Any]:
-            model = self.teacher.model if steps == 0 else self.student(plan, seed, steps)
+            model = self.teacher.model if steps == 0 else self.student(plan, seed, steps, build)
             about = {"phase": phase, "source": source, "seed": seed, "steps": steps}
             return self._examined(model, plan, split, name, about, "run").to_json()
 

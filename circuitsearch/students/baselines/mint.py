@@ -11,8 +11,8 @@ The six heads of C3 that the paper names (4, 7-11) stay in `mint7`. Which three 
 S_b do is not said; its second stage keeps sharp attention, cross heads of high variance and self
 heads of low entropy (`discovery.lens`, default reading). Teachers of another number of heads keep
 the same shares: 18/16 of a sub-layer's heads in all, of them 9/16 in S_b and 6/16 in C3, each
-rounded half up, and the rest in C_a; C3's heads are then chosen by variance as well. Plans that do
-not keep the budget are left out; a decoder of less than four layers has none.
+rounded half up, and the rest in C_a; C3's heads are then chosen by variance as well. A budget gets
+the plans of the first kind that keeps it; a decoder of less than four layers has none.
 """
 
 from __future__ import annotations
@@ -38,14 +38,20 @@ SIBLINGS: tuple[tuple[int, int], ...] = ((2, 3), (1, 3), (0, 3), (1, 2), (0, 2),
 
 
 def mint(case: Case) -> tuple[Proposal, ...]:
-    """Propose those hand-made plans that keep the budget; none of them may."""
-    if case.teacher.shape.decoder.layers < _LAYERS:
+    """Propose the plans of the largest kind that keeps the budget; none may."""
+    shape = case.teacher.shape.decoder
+    if shape.layers < _LAYERS:
         return ()
-    found = []
-    for label, plan in hand_made().items():
-        if case.fits(plan):
-            found.append(Proposal(plan.fitted(case.teacher.shape.decoder), label))
-    return tuple(found + _with_heads(case))
+    plans = hand_made()
+    for kind in ("mint31", "mint18"):
+        found = [
+            Proposal(plan.fitted(shape), label)
+            for label, plan in plans.items()
+            if label.startswith(kind) and case.fits(plan)
+        ]
+        if found:
+            return tuple(found)
+    return tuple(_with_heads(case))
 
 
 def hand_made() -> dict[str, Plan]:

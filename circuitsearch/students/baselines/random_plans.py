@@ -35,6 +35,6 @@ def random_plans(case: Case, draws: int = _DRAWS) -> tuple[Proposal, ...]:
         if len(found) == draws:
             break
     return tuple(
-        Proposal(one.plan, f"draw {number}", notes=one.notes)
+        Proposal(one.plan, f"random {number}", notes=one.notes)
         for number, one in enumerate(proposal(case, kept) for kept in found)
     )

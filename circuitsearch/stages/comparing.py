@@ -1,0 +1,198 @@
+"""The final comparison: every student that was named, distilled alike and asked the final pages.
+
+    teacher                as it is
+    T1, T2 ...             the best plans by loss without training (Donut-MINT's brute force)
+    D1, D2 ...             the best by short distillation, among the best by loss without training
+    one row per baseline   what published methods propose (`students.baselines`)
+    best                   what the search found
+
+A baseline that proposes several students has one row, and a note with the ANLS of all of them: the
+paper's own choice among hand-made plans, the median of random ones. The others of such a group are
+distilled with the first seed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from circuitsearch.core.answers import Answers
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
+from circuitsearch.core.scores import Scores
+from circuitsearch.search.study import Study
+from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
+from circuitsearch.students.baselines import Proposal
+from circuitsearch.teacher.comparison import OVERALL, compare_answers
+from circuitsearch.workspace import Workspace
+
+from .ranking import Ranking
+from .searching import best_of
+from .speeds import admission
+from .training import Build, StudentTrainer
+
+__all__ = ["compare"]
+
+BEST = "best"
+
+
+@dataclass
+class _Entry:
+    """One row before it is measured.
+
+    Attributes:
+        plan: the student.
+        source: who proposed it.
+        cost: what finding it took.
+        build: how it is made, where its plan does not say everything.
+        notes: what a reader must know.
+    """
+
+    plan: Plan
+    source: str
+    cost: SearchCost
+    build: Build | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    work: Workspace,
+    trainer: StudentTrainer,
+    untrained: Ranking,
+    baselines: Sequence[tuple[str, Proposal]],
+    study: Study,
+    chosen: Study,
+    scores: Scores,
+) -> tuple[ResultRow, ...]:
+    """Measure teacher, baselines and the search's best on the final pages, all seeds.
+
+    Args:
+        work: the search.
+        trainer: the shared trainer.
+        untrained: plans by loss without training.
+        baselines: what published methods propose, by the method's name.
+        study: the search's study.
+        chosen: the phase whose best plan is handed over; the study itself without promotion.
+        scores: of the teacher's components.
+    """
+    entries = _exhaustive(work, trainer, untrained, study)
+    for name, group in _groups(baselines).items():
+        entries[name] = _baseline(work, trainer, group)
+    entries[BEST] = _best(work, untrained, study, chosen, scores)
+    runs = {"teacher": [trainer.answered_teacher()]}
+    for name, entry in entries.items():
+        runs[name] = [_run(work, trainer, entry, seed) for seed in work.config.final.seeds]
+    answers = {name: [said for _, said in group] for name, group in runs.items()}
+    return result_rows(
+        {name: [made for made, _ in group] for name, group in runs.items()},
+        search={name: entry.cost for name, entry in entries.items()},
+        differences={
+            name: compare_answers(said, answers[BEST], rule=trainer.rule)[OVERALL]
+            for name, said in answers.items()
+            if name != BEST
+        },
+        difference_to=BEST,
+        notes={name: entry.notes for name, entry in entries.items() if entry.notes},
+    )
+
+
+def _run(
+    work: Workspace, trainer: StudentTrainer, entry: _Entry, seed: int
+) -> tuple[Measurement, Answers]:
+    """Distil a student with one seed and ask it the final pages."""
+    steps = work.config.final.steps or work.config.distill.steps
+    return trainer.answered(
+        entry.plan,
+        entry.source,
+        seed=seed,
+        steps=steps,
+        split="final",
+        phase="full",
+        build=entry.build,
+    )
+
+
+def _exhaustive(
+    work: Workspace, trainer: StudentTrainer, untrained: Ranking, study: Study
+) -> dict[str, _Entry]:
+    """Return the best plans of the exhaustive ranking, and those of short distillation."""
+    settings, steps = work.config.exhaustive, work.config.distill.steps
+    first = _within(work, trainer, study, untrained, max(settings.top, settings.short))
+    passes = len(untrained)
+    found = {
+        f"T{place + 1}": _Entry(plan, "exhaustive", SearchCost(passes=passes))
+        for place, plan in enumerate(first[: settings.top])
+    }
+    if settings.short:
+        tried = [trainer(plan, "exhaustive") for plan in first[: settings.short]]
+        tried.sort(key=lambda made: (-(made.quality or 0.0), made.loss, made.plan))
+        cost = SearchCost(((len(tried), steps),), passes)
+        for place, made in enumerate(tried[: settings.top]):
+            plan = Plan.parse(made.plan)
+            found[f"D{place + 1}"] = _Entry(plan, "exhaustive, short distillation", cost)
+    return found
+
+
+def _within(
+    work: Workspace, trainer: StudentTrainer, study: Study, ranked: Ranking, count: int
+) -> list[Plan]:
+    """Return the first plans of a ranking that are within the measured limits, too."""
+    admit = admission(work, trainer.teacher, study.space)
+    if admit is None:
+        return [plan for plan, _ in ranked[:count]]
+    found: list[Plan] = []
+    for plan, _ in ranked:
+        if len(found) == count:
+            break
+        found += study.admitted([plan], admit)
+    return found
+
+
+def _groups(baselines: Sequence[tuple[str, Proposal]]) -> dict[str, list[Proposal]]:
+    """Return proposals by row: labels of one method begin with the name of their row."""
+    groups: dict[str, list[Proposal]] = {}
+    for name, one in baselines:
+        groups.setdefault(one.label.split(" ")[0] or name, []).append(one)
+    return groups
+
+
+def _baseline(work: Workspace, trainer: StudentTrainer, group: Sequence[Proposal]) -> _Entry:
+    """Return the row of a group of proposals."""
+    entries = [
+        _Entry(
+            one.plan,
+            "baseline",
+            SearchCost(passes=one.passes),
+            Build(one.neurons, one.masks),
+            list(one.notes),
+        )
+        for one in group
+    ]
+    if len(entries) == 1:
+        return entries[0]
+    seed = work.config.final.seeds[0]
+    made = [_run(work, trainer, entry, seed)[0].quality or 0.0 for entry in entries]
+    order = sorted(range(len(made)), key=lambda place: (-made[place], place))
+    shown = order[len(order) // 2] if group[0].label.startswith("random") else 0
+    told = ", ".join(f"{group[place].plan} {made[place]:.3f}" for place in order)
+    shown_by = "the median" if shown else "the first by the paper's rule"
+    entries[shown].notes.append(
+        f"{len(group)} plans, shown is {shown_by}; ANLS of all with seed {seed}: {told}"
+    )
+    return entries[shown]
+
+
+def _best(
+    work: Workspace, untrained: Ranking, study: Study, chosen: Study, scores: Scores
+) -> _Entry:
+    """Return what the search hands over, and what finding it took (final trainings left out)."""
+    config = work.config
+    plan = best_of(chosen)
+    source = next(t.source for t in study.trials() if t.plan_hash == plan.hash)
+    spent = [(len(study.measurements()), config.distill.steps)]
+    if chosen is not study and config.final.steps is not None:
+        spent.append((len(chosen.measurements()), config.final.steps))
+    if config.elastic.steps:
+        spent.append((1, config.elastic.steps))
+    sweeps = len(untrained) if config.elastic.steps else 0
+    return _Entry(plan, source, SearchCost(tuple(spent), scores.passes + sweeps))
