@@ -559,7 +559,7 @@ def test_puzzle_is_the_best_of_all_plans_by_added_scores(
 
 def test_random_plans_are_a_distribution(make: Callable[..., Case]) -> None:
     found = BASELINES["random"].propose(make("coarse"))
-    assert [one.label for one in found] == [f"draw {i}" for i in range(20)]
+    assert [one.label for one in found] == [f"random {i}" for i in range(20)]
     assert len({one.plan.hash for one in found}) == 20
     kept: Mapping[str, int] = {
         name: sum(SubLayer.parse(name) in one.plan for one in found)
@@ -594,7 +594,7 @@ def test_hand_made_plans_and_their_siblings(make: Callable[..., Case], teacher: 
         for label, plan in plans.items()
     )
     found = BASELINES["mint"].propose(make("most"))
-    assert [one.label for one in found][:12] == list(plans)
+    assert [one.label for one in found] == list(plans)[:6]  # the first kind that fits
     fine = BASELINES["mint"].propose(make("fine"))
     assert len(fine) == 6
     assert {one.label[:5] for one in fine} == {"mint7"}
