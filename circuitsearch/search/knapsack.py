@@ -161,7 +161,11 @@ def _ordered(
     # Without a wanted cross-attention a plan still needs one: the best affordable of the others.
     spare = [[unit] for unit in order if unit in space.required and unit not in wanted]
     plans = (take(wanted + extra, space) for extra in ([], *spare))
-    return next((bits for bits in plans if bits is not None), None)
+    found = (bits for bits in plans if bits is not None)
+    if any(space.units[unit].prefix for unit in wanted):
+        # The best affordable one may lie in the beginning, which would then win over its stand-in.
+        return max(found, key=lambda bits: total(bits, worths), default=None)
+    return next(found, None)
 
 
 def take(order: Sequence[int], space: Space) -> Bits | None:

@@ -160,6 +160,13 @@ def test_greedy_and_take_keep_the_rule(name: str, data: st.DataObject) -> None:
     assert bits in plans
 
 
+def test_a_table_is_taken_with_a_reader_behind_it() -> None:
+    space = make_space(layers=2, choices=TOKENS)
+    bits = greedy([float(name == "S1=token") for name in space.names], space, fill=False)
+    assert bits is not None
+    assert str(space.plan(bits)) == "S1=token C1"
+
+
 def test_a_table_that_is_worth_less_than_the_beginning_is_not_taken() -> None:
     space = make_space(layers=2, choices=TOKENS)
     worths = {"S0": 1.0, "C0": 1.0, "C1": 1.0, "C0=token": 1.9, "S0=token": 0.2}
