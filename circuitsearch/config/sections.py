@@ -1,46 +1,20 @@
-"""The configuration of a search: one YAML file, checked whole before anything runs.
-
-Every field has its unit and meaning here and its default nowhere else; unknown keys are refused
-with the nearest known one. Paths are relative to the folder the command is run in.
-"""
+"""The sections of a search file but for its data: budget, scores, space, training, study."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from circuitsearch.core.budget import Limited, LimitSpec
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.cost import QUANTITIES, Accounting, Generation, Scope
-from circuitsearch.core.errors import PlanError, choice_problem
+from circuitsearch.core.errors import PlanError
 from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
 from circuitsearch.search.units import AttentionUnits
 
-__all__ = [
-    "SPLITS",
-    "DataConfig",
-    "DistillConfig",
-    "DocVQAData",
-    "ElasticConfig",
-    "EvaluationConfig",
-    "ExhaustiveConfig",
-    "FinalConfig",
-    "LimitConfig",
-    "RenderedData",
-    "RowsData",
-    "ScoresConfig",
-    "SearchConfig",
-    "SpaceConfig",
-    "StudyConfig",
-]
+from .base import Count, Section
 
-SPLITS = ("train", "score", "select", "final")
-"""What pages are for: distilling, scoring components, choosing plans, the final comparison."""
-
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 LossName = Literal[
     "cross_entropy",
     "forward_kl",
@@ -67,101 +41,7 @@ def _place(text: str) -> str:
 Place = Annotated[str, AfterValidator(_place)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class RenderedData(_Section):
-    """Pages that circuitsearch renders (see `teacher.documents.synthetic`)."""
-
-    source: Literal["rendered"] = "rendered"
-    train: Count = Field(1500, description="pages to distil on")
-    score: Count = Field(80, description="pages to score components on")
-    select: Count = Field(80, description="pages to choose plans on")
-    final: Count = Field(150, description="pages of the final comparison, used once per student")
-
-
-SplitName = Literal["train", "score", "select", "final"]
-
-
-class _FilesData(_Section):
-    faults: Literal["error", "skip"] = Field(
-        "error", description="broken rows: stop, or skip and count"
-    )
-    shares: dict[SplitName, Share] = Field(
-        default={"train": 0.6, "score": 0.1, "select": 0.1, "final": 0.2},
-        description="share of the documents per split; a split never cuts a document",
-    )
-
-    @field_validator("shares")
-    @classmethod
-    def _all_splits(cls, shares: dict[SplitName, float]) -> dict[SplitName, float]:
-        # whether `train` has to be there is for the whole section to say
-        missing = [name for name in SPLITS if name not in shares and name != "train"]
-        if missing:
-            raise ValueError(
-                f"missing {', '.join(missing)}; give a share for each of {', '.join(SPLITS)}"
-            )
-        if sum(shares.values()) > 1 + 1e-9:
-            raise ValueError(f"the shares sum to {sum(shares.values()):g}, allowed at most 1")
-        return shares
-
-    @model_validator(mode="after")
-    def _train_once(self) -> _FilesData:
-        apart = getattr(self, "train", None) is not None
-        if apart and "train" in self.shares:
-            raise ValueError(
-                "shares.train: the pages to distil on are in data.train, a file of their own; "
-                "leave this share out"
-            )
-        if not apart and "train" not in self.shares:
-            raise ValueError(f"shares: missing train; give a share for each of {', '.join(SPLITS)}")
-        return self
-
-
-class DocVQAData(_FilesData):
-    """A data set in DocVQA's official JSON format.
-
-    With `train`, `path` is dealt 20/20/60 to scores, selection and the final comparison, as
-    Donut-MINT deals DocVQA's validation file.
-    """
-
-    source: Literal["docvqa"]
-    path: Path = Field(description="the JSON file")
-    train: Path | None = Field(
-        None, description="a JSON file to distil on; `path` then serves the other splits alone"
-    )
-    train_images: Path | None = Field(
-        None, description="root of its image paths; default that file's folder"
-    )
-    images: Path | None = Field(
-        None, description="root of the image paths; default the JSON's folder"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dealt(cls, given: Any) -> Any:
-        """Deal 20/20/60 where the pages to distil on are a file of their own."""
-        if isinstance(given, dict) and given.get("train") is not None and "shares" not in given:
-            return {**given, "shares": {"score": 0.2, "select": 0.2, "final": 0.6}}
-        return given
-
-
-class RowsData(_FilesData):
-    """Rows of a Hugging Face data set: a saved folder, a Parquet file or a name."""
-
-    source: Literal["huggingface"]
-    path: str = Field(description="folder, Parquet file or name")
-    split: str | None = Field(None, description="split of the data set, where it has several")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="role -> column, where unusual"
-    )
-
-
-DataConfig = Annotated[RenderedData | DocVQAData | RowsData, Field(discriminator="source")]
-
-
-class LimitConfig(_Section):
+class LimitConfig(Section):
     """One limit of the budget; a plan must keep all of them."""
 
     quantity: Limited = Field(
@@ -201,7 +81,7 @@ class LimitConfig(_Section):
         return LimitSpec(self.quantity, self.limit, self.scope, self.accounting)
 
 
-class GenerationConfig(_Section):
+class GenerationConfig(Section):
     """The generation that MACs are counted for and speed is measured for (42 and 34: the paper)."""
 
     prompt: Count = 42
@@ -212,7 +92,7 @@ class GenerationConfig(_Section):
         return Generation(prompt=self.prompt, passes=self.passes)
 
 
-class ScoresConfig(_Section):
+class ScoresConfig(Section):
     """Component scores and effects on the teacher."""
 
     ablation: Literal["zero", "mean", "position_mean", "resample"] = Field(
@@ -223,7 +103,7 @@ class ScoresConfig(_Section):
     )
 
 
-class CircuitConfig(_Section):
+class CircuitConfig(Section):
     """The circuit graph."""
 
     ablation: Literal["zero", "mean", "position_mean", "resample"] = Field(
@@ -241,7 +121,7 @@ class CircuitConfig(_Section):
     )
 
 
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """What a plan may choose for each sub-layer, beside skipping it."""
 
     attention: AttentionUnits = Field(
@@ -257,7 +137,7 @@ class SpaceConfig(_Section):
     )
 
 
-class ElasticConfig(_Section):
+class ElasticConfig(Section):
     """The elastic teacher: the decoder distilled under a random feasible plan at every step."""
 
     steps: Annotated[int, Field(ge=0)] = Field(3600, description="0 leaves the elastic teacher out")
@@ -268,7 +148,7 @@ class ElasticConfig(_Section):
     )
 
 
-class DistillConfig(_Section):
+class DistillConfig(Section):
     """The shared trainer: the same for every student, whoever proposed it."""
 
     steps: Count = 300
@@ -311,7 +191,7 @@ class DistillConfig(_Section):
         return self
 
 
-class ExhaustiveConfig(_Section):
+class ExhaustiveConfig(Section):
     """The baseline: every feasible plan scored without training, the best distilled."""
 
     top: Count = Field(3, description="plans to distil (the paper's T1-T3)")
@@ -320,7 +200,7 @@ class ExhaustiveConfig(_Section):
     )
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """The warm-started search."""
 
     trainings: Count = Field(10, description="students to distil")
@@ -358,7 +238,7 @@ class StudyConfig(_Section):
     )
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How answers are scored."""
 
     anls: Literal["rrc", "strict"] = Field(
@@ -368,7 +248,7 @@ class EvaluationConfig(_Section):
     )
 
 
-class FinalConfig(_Section):
+class FinalConfig(Section):
     """The final comparison."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
@@ -382,104 +262,3 @@ class FinalConfig(_Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is listed twice")
         return seeds
-
-
-class SearchConfig(_Section):
-    """One search, from teacher to result table."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    output: Path = Field(description="folder for everything the search writes")
-    teacher: str = Field(
-        "shipped", description="`shipped`, a checkpoint folder or a Hugging Face name"
-    )
-    device: str = Field("auto", description="`auto` takes CUDA when present, else the CPU")
-    seed: Annotated[int, Field(ge=0)] = 0
-    data: DataConfig = RenderedData()
-    budget: list[LimitConfig] = Field(min_length=1)
-    generation: GenerationConfig = GenerationConfig()
-    scores: ScoresConfig = ScoresConfig()
-    circuit: CircuitConfig = CircuitConfig()
-    space: SpaceConfig = SpaceConfig()
-    elastic: ElasticConfig = ElasticConfig()
-    distill: DistillConfig = DistillConfig()
-    exhaustive: ExhaustiveConfig = ExhaustiveConfig()
-    search: StudyConfig = StudyConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    final: FinalConfig = FinalConfig()
-    baselines: list[str] = Field(
-        default_factory=list,
-        description="published pruning methods to compare with, by name (docs/baselines.md)",
-    )
-    cache_gigabytes: Annotated[float, Field(gt=0)] = Field(
-        20, description="largest feature cache of one split on disk, in 10^9 bytes"
-    )
-
-    @field_validator("baselines")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        if not names:
-            return names
-        # imported here: the methods need torch, reading a configuration without them does not
-        from circuitsearch.students.baselines import BASELINES
-
-        faults = [choice_problem("baseline", n, [*BASELINES]) for n in names if n not in BASELINES]
-        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
-        if faults:
-            raise ValueError("; ".join(faults))
-        return names
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_elastic(cls, given: Any) -> Any:
-        """Ask for no plans of an elastic teacher that is left out, unless the file does."""
-        if not isinstance(given, dict):
-            return given
-        elastic, search = given.get("elastic"), given.get("search", {})
-        if not isinstance(elastic, dict) or elastic.get("steps") != 0:
-            return given
-        if not isinstance(search, dict):
-            return given
-        return {**given, "search": {"warm_elastic": 0, "warm_pairs": 0, **search}}
-
-    @model_validator(mode="after")
-    def _coherent(self) -> SearchConfig:
-        asked = [
-            f"search.{name}"
-            for name, wanted in (
-                ("warm_elastic", self.search.warm_elastic > 0),
-                ("warm_pairs", self.search.warm_pairs > 0),
-                ("sampler", self.search.sampler == "elastic"),
-            )
-            if wanted
-        ]
-        if self.elastic.steps == 0 and asked:
-            raise ValueError(
-                f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "
-                "set one of them otherwise"
-            )
-        if self.search.promote and self.final.steps in (None, self.distill.steps):
-            raise ValueError(
-                f"search.promote asks to distil {self.search.promote} plans again in full, but "
-                "final.steps is that of the search's own distillation; set final.steps above "
-                f"{self.distill.steps}, or search.promote to 0"
-            )
-        return self
-
-    @property
-    def sampler(self) -> str:
-        """Name of the sampler."""
-        return self.search.sampler or ("elastic" if self.elastic.steps else "circuit")
-
-    @property
-    def work(self) -> Path:
-        """Folder of everything that can be made again (features, states, trained students)."""
-        return self.output / "work"
-
-    @property
-    def database(self) -> str:
-        """URL of the study database."""
-        return self.search.storage or f"sqlite:///{self.output / 'study.db'}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain JSON."""
-        return self.model_dump(mode="json")

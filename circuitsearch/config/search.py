@@ -1,0 +1,127 @@
+"""The whole search file, checked across its sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from circuitsearch.core.errors import choice_problem
+
+from .base import Section
+from .data import DataConfig, RenderedData
+from .sections import (
+    CircuitConfig,
+    DistillConfig,
+    ElasticConfig,
+    EvaluationConfig,
+    ExhaustiveConfig,
+    FinalConfig,
+    GenerationConfig,
+    LimitConfig,
+    ScoresConfig,
+    SpaceConfig,
+    StudyConfig,
+)
+
+
+class SearchConfig(Section):
+    """One search, from teacher to result table."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    output: Path = Field(description="folder for everything the search writes")
+    teacher: str = Field(
+        "shipped", description="`shipped`, a checkpoint folder or a Hugging Face name"
+    )
+    device: str = Field("auto", description="`auto` takes CUDA when present, else the CPU")
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = RenderedData()
+    budget: list[LimitConfig] = Field(min_length=1)
+    generation: GenerationConfig = GenerationConfig()
+    scores: ScoresConfig = ScoresConfig()
+    circuit: CircuitConfig = CircuitConfig()
+    space: SpaceConfig = SpaceConfig()
+    elastic: ElasticConfig = ElasticConfig()
+    distill: DistillConfig = DistillConfig()
+    exhaustive: ExhaustiveConfig = ExhaustiveConfig()
+    search: StudyConfig = StudyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    final: FinalConfig = FinalConfig()
+    baselines: list[str] = Field(
+        default_factory=list,
+        description="published pruning methods to compare with, by name (docs/baselines.md)",
+    )
+    cache_gigabytes: Annotated[float, Field(gt=0)] = Field(
+        20, description="largest feature cache of one split on disk, in 10^9 bytes"
+    )
+
+    @field_validator("baselines")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        if not names:
+            return names
+        # imported here: the methods need torch, reading a configuration without them does not
+        from circuitsearch.students.baselines import BASELINES
+
+        faults = [choice_problem("baseline", n, [*BASELINES]) for n in names if n not in BASELINES]
+        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_elastic(cls, given: Any) -> Any:
+        """Ask for no plans of an elastic teacher that is left out, unless the file does."""
+        if not isinstance(given, dict):
+            return given
+        elastic, search = given.get("elastic"), given.get("search", {})
+        if not isinstance(elastic, dict) or elastic.get("steps") != 0:
+            return given
+        if not isinstance(search, dict):
+            return given
+        return {**given, "search": {"warm_elastic": 0, "warm_pairs": 0, **search}}
+
+    @model_validator(mode="after")
+    def _coherent(self) -> SearchConfig:
+        asked = [
+            f"search.{name}"
+            for name, wanted in (
+                ("warm_elastic", self.search.warm_elastic > 0),
+                ("warm_pairs", self.search.warm_pairs > 0),
+                ("sampler", self.search.sampler == "elastic"),
+            )
+            if wanted
+        ]
+        if self.elastic.steps == 0 and asked:
+            raise ValueError(
+                f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "
+                "set one of them otherwise"
+            )
+        if self.search.promote and self.final.steps in (None, self.distill.steps):
+            raise ValueError(
+                f"search.promote asks to distil {self.search.promote} plans again in full, but "
+                "final.steps is that of the search's own distillation; set final.steps above "
+                f"{self.distill.steps}, or search.promote to 0"
+            )
+        return self
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampler."""
+        return self.search.sampler or ("elastic" if self.elastic.steps else "circuit")
+
+    @property
+    def work(self) -> Path:
+        """Folder of everything that can be made again (features, states, trained students)."""
+        return self.output / "work"
+
+    @property
+    def database(self) -> str:
+        """URL of the study database."""
+        return self.search.storage or f"sqlite:///{self.output / 'study.db'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain JSON."""
+        return self.model_dump(mode="json")
