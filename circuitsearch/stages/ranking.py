@@ -28,7 +28,7 @@ from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
-from .training import recipe_of, train_once, trainable
+from .weights import recipe_of, train_once, trainable
 
 __all__ = ["Ranking", "plan_losses", "rank", "train_elastic", "weights_hash"]
 

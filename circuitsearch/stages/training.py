@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.answers import AnlsRule, Answers, write_answers
 from circuitsearch.core.errors import DataError
@@ -24,7 +20,6 @@ from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import NeuronOrder
-from circuitsearch.students.presets import PRESETS
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.student import build_student, plan_of
 from circuitsearch.teacher.decoders import residual_decoder
@@ -33,59 +28,9 @@ from circuitsearch.workspace import Workspace
 
 from .kept_answers import FinalUses, by_rule, find_kept, one_run, weights_of
 from .speeds import with_speed
+from .weights import recipe_of, train_once
 
-__all__ = ["Build", "StudentTrainer", "evaluate", "recipe_of", "train_once", "trainable"]
-
-
-def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> DistillRecipe:
-    """Return the shared trainer's recipe for a number of steps."""
-    shared = config.distill
-    return DistillRecipe(
-        steps=steps,
-        batch=shared.batch,
-        accumulate=shared.accumulate,
-        learning_rate=learning_rate,
-        warmup=shared.warmup,
-        losses=tuple(shared.losses.items()) or PRESETS[shared.preset].losses,
-        kd_weight=shared.kd_weight,
-        hidden_map=shared.hidden_map,
-        temperature=shared.temperature,
-    )
-
-
-def trainable(view: Any) -> dict[str, torch.nn.Parameter]:
-    """Return what the shared trainer trains: the parameters of the decoder layers."""
-    return {name: p for name, p in view.model.named_parameters() if ".layers." in name}
-
-
-def train_once(view: Any, path: Path, train: Callable[[Path], None]) -> None:
-    """Load a view's trained weights from a file, or train them and keep them there.
-
-    The training state (moments included) lives beside the file while training runs and is removed
-    afterwards: the weights alone take a third of its room.
-
-    Raises:
-        DataError: If the file is damaged or holds another student's weights.
-    """
-    if not path.exists():
-        state = path.with_suffix(".state")
-        train(state)
-        weights = {name: p.detach().contiguous() for name, p in trainable(view).items()}
-        temporary = path.with_suffix(".tmp")
-        save_file(weights, temporary)
-        temporary.replace(path)
-        state.unlink(missing_ok=True)
-        return
-    named = trainable(view)
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it to train again") from error
-    if set(stored) != set(named):
-        raise DataError(f"{path}: weights of another student; delete it to train again")
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(stored[name])
+__all__ = ["Build", "StudentTrainer", "evaluate"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from circuitsearch.config import DistillConfig, LimitConfig, LossName, SearchCon
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
-from circuitsearch.stages.training import StudentTrainer, recipe_of
+from circuitsearch.stages.training import StudentTrainer
+from circuitsearch.stages.weights import recipe_of
 from circuitsearch.students.features import prepare_features
 from circuitsearch.students.losses import LOSSES
 from circuitsearch.students.presets import PRESETS
