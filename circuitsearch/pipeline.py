@@ -127,7 +127,8 @@ class Pipeline:
     @cached_property
     def trainer(self) -> stages.StudentTrainer:
         """The shared trainer."""
-        return stages.StudentTrainer(self.work, self.teacher, self.features, self.replacements)
+        given = self.teacher, self.features, self.replacements
+        return stages.StudentTrainer(self.work, *given, elastic=lambda: self.elastic)
 
     @cached_property
     def prior(self) -> Prior:

@@ -94,6 +94,7 @@ class SearchConfig(Section):
             )
             if wanted
         ]
+        asked += ["distill.start"] if self.distill.start == "elastic" else []
         if self.elastic.steps == 0 and asked:
             raise ValueError(
                 f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "

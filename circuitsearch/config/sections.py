@@ -178,6 +178,11 @@ class DistillConfig(Section):
         description="where losses of hidden states compare: [student's place, teacher's place]; a "
         "sub-layer (C3) is the stream behind it, also where it was removed; end: the last",
     )
+    start: Literal["teacher", "elastic"] = Field(
+        "teacher",
+        description="whose weights students begin with; elastic: the elastic teacher's, trained "
+        "for plans of this budget",
+    )
     tensorboard: bool = Field(
         False, description="write losses of every student for TensorBoard (needs tensorboard)"
     )

@@ -19,10 +19,10 @@ from circuitsearch.students.checkpoint import load_student
 from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
-from circuitsearch.students.plan_view import NeuronOrder
+from circuitsearch.students.plan_view import NeuronOrder, neuron_order
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.student import build_student, plan_of
-from circuitsearch.teacher.decoders import residual_decoder
+from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
@@ -65,13 +65,23 @@ class StudentTrainer:
         teacher: Teacher,
         features: Mapping[str, Features],
         replacements: Replacements | None = None,
+        elastic: Callable[[], ResidualDecoder | None] = lambda: None,
     ) -> None:
-        """Bind the trainer to a search's teacher, pages and what stands in for sub-layers."""
+        """Bind the trainer to a search's teacher, pages and what stands in for sub-layers.
+
+        Args:
+            work: The search.
+            teacher: Whose students are trained.
+            features: Cached pages by split.
+            replacements: What stands in for sub-layers.
+            elastic: Gives the elastic teacher; asked where students begin with its weights.
+        """
         self._work = work
         self._config = work.config
         self.teacher = teacher
         self._features = features
         self._replacements = replacements
+        self._elastic = elastic
 
     @property
     def config(self) -> SearchConfig:
@@ -95,11 +105,17 @@ class StudentTrainer:
         return {
             **({} if fitted is None else {"replacements": fitted.fingerprint}),
             **({} if self.rule == "rrc" else {"anls": self.rule}),
+            **({} if self._config.distill.start == "teacher" else {"start": self._beginning()}),
             "teacher": self.teacher.fingerprint,
             "train": self._features["train"].key,
             "select": self._features["select"].key,
             "distill": self.recipe(steps).to_json(),
         }
+
+    def _beginning(self) -> dict[str, Any]:
+        """Return what decides the elastic teacher's weights, beside teacher and pages."""
+        told = self._config.to_json()
+        return {name: told[name] for name in ("elastic", "budget", "generation", "space", "seed")}
 
     def student(self, plan: Plan, seed: int, steps: int, build: Build | None = None) -> Any:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
@@ -108,8 +124,16 @@ class StudentTrainer:
             TrainingError: If its loss stops being a number, or diverges.
         """
         how = build or Build()
+        elastic = self._elastic() if self._config.distill.start == "elastic" else None
+        # Widths of the elastic teacher were cut by the teacher's ranks: its own have moved.
+        ranking = {} if elastic is None else neuron_order(self.teacher.decoder)
+        source: Any = elastic
         model = build_student(
-            self.teacher, plan, ranking=how.neurons, replacements=self._replacements
+            self.teacher,
+            plan,
+            ranking={**ranking, **how.neurons},
+            source=None if elastic is None else source.model,
+            replacements=self._replacements,
         )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
-from circuitsearch.config import DistillConfig, LimitConfig, LossName, SearchConfig
+from circuitsearch.config import DistillConfig, ElasticConfig, LimitConfig, LossName, SearchConfig
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
@@ -15,8 +17,11 @@ from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.stages.weights import recipe_of
 from circuitsearch.students.features import prepare_features
 from circuitsearch.students.losses import LOSSES
+from circuitsearch.students.plan_view import neuron_order
 from circuitsearch.students.presets import PRESETS
 from circuitsearch.students.recipe import DistillRecipe
+from circuitsearch.students.student import build_student
+from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 from tests.student_fixtures import noise_pages
@@ -81,3 +86,40 @@ def test_a_student_is_trained_against_the_teachers_inside_once(
     objectives = [trainer(preset=name).objective(2)["distill"] for name in ("kl", "puzzle")]
     assert objectives[0]["losses"] == [["forward_kl", 1.0]]
     assert objectives[0] != objectives[1]
+
+
+def test_students_may_begin_with_the_elastic_teachers_weights(
+    tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    features = {
+        split: prepare_features(tiny_teacher, noise_pages(4, seed), tmp_path / split)
+        for seed, split in enumerate(("train", "select"))
+    }
+    moved: Any = copy.deepcopy(tiny_teacher.model.decoder)
+    with torch.no_grad():
+        for parameter in moved.model.decoder.layers.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.5)
+
+    def trainer(start: str) -> StudentTrainer:
+        config = _config(tmp_path / start, batch=4, learning_rate=1e-12, start=start)
+        config = config.model_copy(update={"elastic": ElasticConfig(steps=3)})
+        return StudentTrainer(
+            Workspace(config, QuietReporter()),
+            tiny_teacher,
+            features,
+            elastic=lambda: residual_decoder(moved),
+        )
+
+    plan = Plan.parse("M0:3 C3[1]")
+    order = neuron_order(tiny_teacher.decoder)
+    for start, source in (("teacher", None), ("elastic", moved)):
+        made = trainer(start).student(plan, 0, 1).decoder.state_dict()
+        expected = build_student(tiny_teacher, plan, source=source, ranking=order).decoder
+        for name, weights in expected.state_dict().items():
+            torch.testing.assert_close(made[name], weights, atol=1e-6, rtol=0)
+    assert "start" not in trainer("teacher").objective(1)
+    assert trainer("elastic").objective(1)["start"]["elastic"]["steps"] == 3
+    with pytest.raises(ValueError, match=r"distill.start: asks for the elastic teacher"):
+        SearchConfig.model_validate(
+            {**trainer("elastic").config.to_json(), "elastic": {"steps": 0}, "search": {}}
+        )
