@@ -33,6 +33,9 @@ def export_command(
     ] = None,
     pages: Annotated[int, typer.Option(min=1, help="With --check SEARCH.yaml: so many.")] = 8,
     opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 23; default 20.")] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Measure PyTorch and ONNX Runtime on this machine.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write a student as ONNX files that answer with onnxruntime and tokenizers alone.
@@ -52,10 +55,11 @@ def export_command(
         check_question(model, one)
     folder = export_onnx(model, output, opset=OPSET if opset is None else opset)
     rows = [] if asked is None else _compared(model, folder, *asked)
+    times = _times(model, folder) if time else {}
     if json:
-        emit(_report(folder, rows))
+        emit(_report(folder, rows) | ({"milliseconds": times} if times else {}))
     else:
-        _show(folder, rows)
+        _show(folder, rows, times)
     if not all(row.equal for row in rows):
         raise typer.Exit(1)
 
@@ -93,6 +97,30 @@ def _compared(
     return compare_onnx(model, folder, images, asked)
 
 
+def _times(model: Teacher, folder: Path) -> dict[str, dict[str, float]]:
+    """Return milliseconds of encoder, first token and further tokens, by runtime."""
+    from circuitsearch.core.cost import Generation
+    from circuitsearch.students.onnx_speed import onnx_speed
+    from circuitsearch.students.speed import measure_encoder, passes_of
+
+    # the paper's generation, or as much of it as the model has room for
+    room = min(model.model.config.decoder.max_position_embeddings, model.tokens.max_length)
+    whole = Generation()
+    prompt = min(whole.prompt, room // 2)
+    asked = Generation(prompt, min(whole.passes, room - prompt))
+    passes = passes_of(model, asked)
+    files = onnx_speed(folder, asked)
+    found = {
+        "PyTorch": (measure_encoder(model).time, passes[0], sum(passes[1:]) / len(passes[1:])),
+        "ONNX Runtime": (files.encoding, files.first_token, files.per_token),
+    }
+    names = ("encoder", "first token", "per token")
+    return {
+        runtime: dict(zip(names, (round(value / 1e6, 3) for value in values), strict=True))
+        for runtime, values in found.items()
+    }
+
+
 def _report(folder: Path, rows: Sequence[Compared]) -> dict[str, Any]:
     """Return what was written and compared, as JSON."""
     return {
@@ -102,8 +130,8 @@ def _report(folder: Path, rows: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _show(folder: Path, rows: Sequence[Compared]) -> None:
-    """Print the comparison for people."""
+def _show(folder: Path, rows: Sequence[Compared], times: dict[str, dict[str, float]]) -> None:
+    """Print comparison and times for people."""
     from rich.table import Table
     from rich.text import Text
 
@@ -120,4 +148,9 @@ def _show(folder: Path, rows: Sequence[Compared]) -> None:
         console.print(table)
         good = sum(row.equal for row in rows)
         console.print(f"{good} of {len(rows)} answers equal, logits within {TOLERANCE:g}")
+    if times:
+        spent = Table("runtime", *(f"{name}, ms" for name in next(iter(times.values()))))
+        for runtime, values in times.items():
+            spent.add_row(runtime, *(f"{value:.2f}" for value in values.values()))
+        console.print(spent)
     console.print(f"ONNX files: {folder}", markup=False)

@@ -156,16 +156,16 @@ class OnnxStudent:
         written = [Written() for _ in prompts]
         if not prompts:
             return written
-        memory = self._memory(read, rows)
+        memory = self.begin(read, rows)
         position = min(map(len, prompts))
         ids = np.array([prompt[:position] for prompt in prompts], dtype=np.int64)
         while position < limits["length"] and not all(one.ended for one in written):
-            logits = self._step(memory, ids, position)
+            logits = self.step(memory, ids, position)
             ids = _chosen(logits, prompts, position, limits, written, keep_logits)
             position += 1
         return written
 
-    def _memory(self, read: dict[str, np.ndarray], rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def begin(self, read: dict[str, np.ndarray], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the decoder's keys and values before the first token, one row per prompt."""
         memory = {}
         for part in self.manifest["graphs"]["decoder"]["inputs"]:
@@ -176,7 +176,7 @@ class OnnxStudent:
                 memory[name] = np.zeros((len(rows), shape[1], 0, shape[3]), dtype=np.float32)
         return memory
 
-    def _step(self, memory: dict[str, np.ndarray], ids: np.ndarray, position: int) -> np.ndarray:
+    def step(self, memory: dict[str, np.ndarray], ids: np.ndarray, position: int) -> np.ndarray:
         """Read ids [B, T] up to a position; return logits [B, V], and let the memory grow."""
         names = [output["name"] for output in self.manifest["graphs"]["decoder"]["outputs"]]
         positions = np.arange(position - ids.shape[1], position, dtype=np.int64)

@@ -19,16 +19,13 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, EncoderDecoderCache
 
 from circuitsearch.core.cost import Generation
@@ -38,13 +35,23 @@ from circuitsearch.core.shapes import DecoderShape
 from circuitsearch.core.speed import Speed
 from circuitsearch.teacher.decoders import Affine
 
+from .live_bytes import held_bytes, peak_bytes
 from .replacements import FITTED, Replacements
 from .student import build_student
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["Encoding", "measure_encoder", "measure_speed", "peak_bytes", "speed_of", "where"]
+__all__ = [
+    "Encoding",
+    "measure_encoder",
+    "measure_speed",
+    "passes_of",
+    "peak_bytes",
+    "repeated",
+    "speed_of",
+    "where",
+]
 
 REPETITIONS = 10
 """Timed generations of one plan."""
@@ -125,7 +132,6 @@ def measure_speed(
         ConfigError: the generation is longer than the decoder's positions.
     """
     generation = generation or Generation()
-    shape = teacher.shape
     last, positions = generation.prompt + generation.passes - 1, model.config.decoder
     if last > positions.max_position_embeddings:
         raise ConfigError(
@@ -135,13 +141,12 @@ def measure_speed(
     encoding = encoding or measure_encoder(teacher)
     decoder = model.decoder
     like = next(decoder.parameters())
-    size = (1, shape.encoder.tokens, shape.decoder.encoder_width)
-    states = torch.ones(size, device=like.device, dtype=like.dtype)
+    states = _states(teacher, like)
 
     def run() -> list[int]:
         return _generate(decoder, states, generation)
 
-    passes = [min(times) for times in zip(*_timed(run, repetitions), strict=True)]
+    passes = [min(times) for times in zip(*repeated(run, repetitions), strict=True)]
     memory = peak_bytes(run, decoder, [states])
     return Speed(
         plan=str(plan),
@@ -151,10 +156,33 @@ def measure_speed(
         decoding=sum(passes),
         encoding=encoding.time,
         decoder_memory=memory,
-        total_memory=max(memory + encoding.weights, encoding.memory + _held([decoder])),
+        total_memory=max(memory + encoding.weights, encoding.memory + held_bytes([decoder])),
         generation=generation,
         where=where(like.device),
     )
+
+
+def passes_of(
+    teacher: Teacher, generation: Generation, repetitions: int = REPETITIONS
+) -> list[int]:
+    """Return the nanoseconds of each pass of a checkpoint's own decoder.
+
+    Args:
+        teacher: a teacher or a loaded student.
+        generation: prompt length and passes.
+        repetitions: timed generations; each pass counts with its fastest time.
+    """
+    model: Any = teacher.model
+    states = _states(teacher, next(model.decoder.parameters()))
+    runs = repeated(lambda: _generate(model.decoder, states, generation), repetitions)
+    return [min(times) for times in zip(*runs, strict=True)]
+
+
+def _states(teacher: Teacher, like: Tensor) -> Tensor:
+    """Return made-up encoder states of one page."""
+    shape = teacher.shape
+    size = (1, shape.encoder.tokens, shape.decoder.encoder_width)
+    return torch.ones(size, device=like.device, dtype=like.dtype)
 
 
 def measure_encoder(teacher: Teacher, repetitions: int = REPETITIONS) -> Encoding:
@@ -177,77 +205,12 @@ def measure_encoder(teacher: Teacher, repetitions: int = REPETITIONS) -> Encodin
             teacher.encode(pixels)
         return [_now(teacher.device) - start]
 
-    fastest = min(time for (time,) in _timed(run, repetitions))
+    fastest = min(time for (time,) in repeated(run, repetitions))
     joined = torch.nn.ModuleList(modules)
-    return Encoding(fastest, peak_bytes(run, joined, [pixels]), _held(modules))
+    return Encoding(fastest, peak_bytes(run, joined, [pixels]), held_bytes(modules))
 
 
-def peak_bytes(run: Callable[[], Any], module: Any, inputs: Iterable[Tensor] = ()) -> int:
-    """Return the highest sum of bytes of tensors that are alive while `run` runs.
-
-    Args:
-        run: what is observed.
-        module: its weights and buffers count from the beginning.
-        inputs: tensors that count from the beginning, too.
-    """
-    inputs = list(inputs)
-    device = next(module.parameters()).device
-    held = _held([module], inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = int(torch.cuda.memory_allocated(device))
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        torch.cuda.synchronize(device)
-        highest = int(torch.cuda.max_memory_allocated(device))
-        return held + highest - before
-    known = [*module.parameters(), *module.buffers(), *inputs]
-    with _LiveBytes(known) as live:
-        run()
-    peak: int = live.peak
-    return held + peak
-
-
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of the storages that operations make, as long as they are alive.
-
-    The sum only rises behind an operation, when its results are there and its arguments still are,
-    so looking then finds the peak. A weak reference keeps a storage's address from being given to
-    another one.
-
-    Attributes:
-        peak: highest sum so far, in bytes.
-    """
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = False
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known and storage._cdata not in self._live:
-                    weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                    self._live[storage._cdata] = weak, storage.nbytes()
-                    made = True
-        if made:
-            self._live = {
-                key: (weak, size)
-                for key, (weak, size) in self._live.items()
-                if not weak.expired()  # type: ignore[no-untyped-call]
-            }
-            self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return result
-
-
-def _timed(run: Callable[[], list[int]], repetitions: int) -> list[list[int]]:
+def repeated(run: Callable[[], list[int]], repetitions: int) -> list[list[int]]:
     """Return what a run returns, several times, after a warm-up of caches and lazy parts."""
     run()
     begun = time.perf_counter_ns()
@@ -288,13 +251,6 @@ def _now(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter_ns()
-
-
-def _held(modules: Iterable[Any], tensors: Iterable[Tensor] = ()) -> int:
-    """Return the bytes of weights, buffers and tensors, each storage once."""
-    every = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-    storages = [tensor.untyped_storage() for tensor in (*every, *tensors)]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _blank(plan: Plan, shape: DecoderShape) -> Replacements:

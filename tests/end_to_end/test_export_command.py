@@ -19,7 +19,7 @@ def test_export_and_check(tiny_teacher: Teacher, tmp_path: Path) -> None:
     tiny_pages(1)[0].image().save(tmp_path / "page.png")
     done = circuitsearch(
         *("export", tmp_path / "student", tmp_path / "onnx", "--check", tmp_path / "page.png"),
-        *("--question", "What is the date?", "--question", "Who?", "--json"),
+        *("--question", "What is the date?", "--question", "Who?", "--time", "--json"),
     )
     data = json.loads(done.stdout)
     assert data["files"] == [
@@ -34,5 +34,9 @@ def test_export_and_check(tiny_teacher: Teacher, tmp_path: Path) -> None:
         assert row["equal"] is True
         assert row["torch"] == row["onnx"] == row["batched"]
         assert 0 <= row["difference"] <= 1e-4
+    assert set(data["milliseconds"]) == {"PyTorch", "ONNX Runtime"}
+    for times in data["milliseconds"].values():
+        assert set(times) == {"encoder", "first token", "per token"}
+        assert min(times.values()) >= 0
     answer = answer_question(str(tmp_path / "student"), tmp_path / "page.png", "What is the date?")
     assert answer == data["checked"][0]["onnx"]

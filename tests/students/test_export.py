@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from circuitsearch.cli.main import app
 from circuitsearch.core.components import Kind
+from circuitsearch.core.cost import Generation
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student, onnx_export, save_student
@@ -26,6 +27,7 @@ from circuitsearch.students.onnx_answers import FORMAT, OnnxStudent
 from circuitsearch.students.onnx_check import TOLERANCE, compare_onnx
 from circuitsearch.students.onnx_export import export_onnx
 from circuitsearch.students.onnx_graphs import DecoderGraph, EncoderGraph, remembering
+from circuitsearch.students.onnx_speed import onnx_speed
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from tests.student_fixtures import any_replacements
@@ -314,3 +316,14 @@ def test_damaged_exports_and_long_questions_are_refused(
         compare_onnx(teacher, copied, *asked)
     with pytest.raises(DataError, match="Checking the export"):
         compare_onnx(replace(teacher), tmp_path / "nothing", *asked)
+
+
+def test_files_are_timed_pass_by_pass(folders: tuple[Path, Path]) -> None:
+    _, exported = folders
+    found = onnx_speed(exported, Generation(prompt=4, passes=3), threads=1, repetitions=2)
+    assert min(found.encoding, found.first_token, found.per_token) > 0
+    assert onnx_speed(exported, Generation(prompt=4, passes=1), repetitions=1).per_token == 0
+    with pytest.raises(ConfigError, match="the model has room for"):
+        onnx_speed(exported, Generation(prompt=4, passes=10_000))
+    with pytest.raises(DataError, match="Timing the export"):
+        onnx_speed(exported.parent)

@@ -13,7 +13,8 @@ from circuitsearch.core.cost import Generation, cost
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import speed
-from circuitsearch.students.speed import Encoding, measure_encoder, peak_bytes, speed_of
+from circuitsearch.students.live_bytes import peak_bytes
+from circuitsearch.students.speed import Encoding, measure_encoder, speed_of
 from circuitsearch.students.student import build_student
 from circuitsearch.teacher.loading import Teacher
 
