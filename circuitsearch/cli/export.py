@@ -12,7 +12,7 @@ from .shell import Json, command, emit, people, quiet_libraries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from circuitsearch.students.onnx_check import Compared
+    from circuitsearch.students.export.check import Compared
     from circuitsearch.teacher.loading import Teacher
 
 __all__ = ["export_command"]
@@ -47,7 +47,7 @@ def export_command(
     # loading a student needs its classes registered with the Auto classes
     import circuitsearch.students  # noqa: F401
     from circuitsearch.answer import check_question
-    from circuitsearch.students.onnx_export import OPSET, export_onnx
+    from circuitsearch.students.export.files import OPSET, export_onnx
     from circuitsearch.teacher.loading import load_teacher
 
     model = load_teacher(str(student))
@@ -92,7 +92,7 @@ def _compared(
     model: Teacher, folder: Path, images: Sequence[Any], asked: list[tuple[int, str]]
 ) -> list[Compared]:
     """Ask the checkpoint and the files."""
-    from circuitsearch.students.onnx_check import compare_onnx
+    from circuitsearch.students.export.check import compare_onnx
 
     return compare_onnx(model, folder, images, asked)
 
@@ -100,7 +100,7 @@ def _compared(
 def _times(model: Teacher, folder: Path) -> dict[str, dict[str, float]]:
     """Return milliseconds of encoder, first token and further tokens, by runtime."""
     from circuitsearch.core.cost import Generation
-    from circuitsearch.students.onnx_speed import onnx_speed
+    from circuitsearch.students.export.timing import onnx_speed
     from circuitsearch.students.speed import measure_encoder, passes_of
 
     # the paper's generation, or as much of it as the model has room for
@@ -138,7 +138,7 @@ def _show(folder: Path, rows: Sequence[Compared], times: dict[str, dict[str, flo
     console = people()
     if rows:
         from circuitsearch.core.text import one_line
-        from circuitsearch.students.onnx_check import TOLERANCE
+        from circuitsearch.students.export.check import TOLERANCE
 
         table = Table("question", "PyTorch", "ONNX", "ONNX, batched", "logits differ by", "equal")
         for row in rows:

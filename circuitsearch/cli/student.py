@@ -63,7 +63,7 @@ def distill_command(
         chosen, "user", seed=used, steps=taken, split="select", phase="full"
     )
     from circuitsearch import stages
-    from circuitsearch.students.checkpoint import save_student
+    from circuitsearch.students.saving.checkpoint import save_student
 
     model = pipeline.trainer.student(chosen, used, taken)
     command_line = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]

@@ -19,10 +19,10 @@ from circuitsearch.search.elastic import LISTED, plan_of_step
 from circuitsearch.search.exhaustive import sweep
 from circuitsearch.search.sampled import sampled
 from circuitsearch.search.space import Space
-from circuitsearch.students.distill import distill
 from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.training.distill import distill
 from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher

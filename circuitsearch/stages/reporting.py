@@ -21,8 +21,8 @@ from circuitsearch.show.plots import quality_against_cost
 from circuitsearch.show.report import write_result
 from circuitsearch.show.rows import ResultRow, by_plan, result_rows
 from circuitsearch.show.viewer import write_circuit_html
-from circuitsearch.students.card import CardFacts
-from circuitsearch.students.checkpoint import save_student
+from circuitsearch.students.saving.card import CardFacts
+from circuitsearch.students.saving.checkpoint import save_student
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import CONFIG_FILE, Workspace

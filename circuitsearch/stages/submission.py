@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitsearch.progress import Reporter
-from circuitsearch.students.checkpoint import load_student
+from circuitsearch.students.saving.checkpoint import load_student
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.documents.docvqa import load_docvqa
 from circuitsearch.teacher.documents.records import Page

@@ -15,13 +15,13 @@ from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.students.baselines import Masks, masked
-from circuitsearch.students.checkpoint import load_student
-from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import NeuronOrder, neuron_order
 from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.saving.checkpoint import load_student
 from circuitsearch.students.student import build_student, plan_of
+from circuitsearch.students.training.distill import DistillRecipe, distill
 from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace

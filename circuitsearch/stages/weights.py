@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import DataError
-from circuitsearch.students.distill import DistillRecipe
-from circuitsearch.students.presets import PRESETS
+from circuitsearch.students.training.distill import DistillRecipe
+from circuitsearch.students.training.presets import PRESETS
 
 __all__ = ["recipe_of", "train_once", "trainable"]
 

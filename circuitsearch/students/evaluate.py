@@ -20,6 +20,10 @@ from circuitsearch.core.cost import ACCOUNTINGS, Generation, cost
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.decoding import Limits, greedy_ids
+from circuitsearch.students.features.reader import Features
+from circuitsearch.students.scoring import answer_rows, finite_perplexity, scores_of
+from circuitsearch.students.student import plan_of
 from circuitsearch.teacher.decoders import (
     ResidualDecoder,
     continue_from,
@@ -27,11 +31,6 @@ from circuitsearch.teacher.decoders import (
     stream_loss,
 )
 from circuitsearch.teacher.tokens import TeacherTokens
-
-from .decoding import Limits, greedy_ids
-from .feature_reader import Features
-from .scoring import answer_rows, finite_perplexity, scores_of
-from .student import plan_of
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher

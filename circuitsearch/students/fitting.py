@@ -44,11 +44,10 @@ from circuitsearch.core.errors import (
     number_problems,
     raise_together,
 )
+from circuitsearch.students.features.reader import Features
+from circuitsearch.students.replacements import FITTED, Replacements
 from circuitsearch.teacher.decoders import Affine, ResidualDecoder, nearest_tokens, write
 from circuitsearch.teacher.documents.collate import IGNORED
-
-from .feature_reader import Features
-from .replacements import FITTED, Replacements
 
 __all__ = ["fit_replacements"]
 

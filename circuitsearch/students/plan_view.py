@@ -17,12 +17,11 @@ from torch import Tensor
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.replacements import FITTED, Replacements, token_map
+from circuitsearch.students.student import kept_units, rank_neurons
 from circuitsearch.teacher.decoders import Memory, Norm, Parts, ResidualDecoder
 from circuitsearch.teacher.decoders.parts import Affine
 from circuitsearch.teacher.decoders.stream import StreamDecoder
-
-from .replacements import FITTED, Replacements, token_map
-from .student import kept_units, rank_neurons
 
 __all__ = ["NeuronOrder", "PlanView", "columns", "neuron_order", "sliced"]
 

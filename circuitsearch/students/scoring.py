@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from circuitsearch.core.answers import AnlsRule, Answer
+from circuitsearch.students.features.reader import Features
 from circuitsearch.teacher.metrics import (
     anls,
     bootstrap_interval,
@@ -21,8 +22,6 @@ from circuitsearch.teacher.metrics import (
     nted_accuracy,
 )
 from circuitsearch.teacher.parses import parse_of
-
-from .feature_reader import Features
 
 __all__ = ["answer_rows", "finite_perplexity", "rescored", "scores_of"]
 

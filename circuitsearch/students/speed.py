@@ -33,11 +33,10 @@ from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape
 from circuitsearch.core.speed import Speed
+from circuitsearch.students.live_bytes import held_bytes, peak_bytes
+from circuitsearch.students.replacements import FITTED, Replacements
+from circuitsearch.students.student import build_student
 from circuitsearch.teacher.decoders import Affine
-
-from .live_bytes import held_bytes, peak_bytes
-from .replacements import FITTED, Replacements
-from .student import build_student
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher

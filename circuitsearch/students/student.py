@@ -33,11 +33,10 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, raise_together
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape
+from circuitsearch.students.compensation import EMBEDDING_BIAS, fold_means
+from circuitsearch.students.modeling import PARTS, CircuitMBartConfig, CircuitMBartForCausalLM
+from circuitsearch.students.replacements import FITTED, Replacements, token_map
 from circuitsearch.teacher.decoders import residual_decoder
-
-from .compensation import EMBEDDING_BIAS, fold_means
-from .modeling import PARTS, CircuitMBartConfig, CircuitMBartForCausalLM
-from .replacements import FITTED, Replacements, token_map
 
 if TYPE_CHECKING:
     from circuitsearch.discovery.ablation import Means

@@ -37,13 +37,12 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.keep import Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape
+from circuitsearch.students.features.reader import Features
+from circuitsearch.students.plan_view import NeuronOrder, columns, neuron_order, sliced
+from circuitsearch.students.replacements import FITTED, Replacements, replaced
+from circuitsearch.students.student import kept_units
+from circuitsearch.students.walk_rows import Questions, attend_pages, attend_tokens
 from circuitsearch.teacher.decoders import Parts, ResidualDecoder, token_loss
-
-from .feature_reader import Features
-from .plan_view import NeuronOrder, columns, neuron_order, sliced
-from .replacements import FITTED, Replacements, replaced
-from .student import kept_units
-from .walk_rows import Questions, attend_pages, attend_tokens
 
 __all__ = ["Judge", "Walk", "WalkChunk"]
 

@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from circuitsearch.core.components import SubLayer
+from circuitsearch.students.features.reader import Features
 from circuitsearch.teacher.decoders import Memory, Parts, ResidualDecoder
 from circuitsearch.teacher.documents.collate import IGNORED, collate
-
-from .feature_reader import Features
 
 __all__ = ["Questions", "attend_pages", "attend_tokens"]
 

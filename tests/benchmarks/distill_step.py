@@ -34,11 +34,11 @@ from torch import Tensor
 
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student
-from circuitsearch.students.distill import DistillRecipe
 from circuitsearch.students.features import FeatureBatch, prepare_features
-from circuitsearch.students.order import DataOrder
-from circuitsearch.students.targets import TeacherRows
-from circuitsearch.students.trainer import Trainer, only_layers_train
+from circuitsearch.students.features.targets import TeacherRows
+from circuitsearch.students.training.distill import DistillRecipe
+from circuitsearch.students.training.order import DataOrder
+from circuitsearch.students.training.trainer import Trainer, only_layers_train
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.documents.collate import Example, collate
 from circuitsearch.teacher.documents.records import Question

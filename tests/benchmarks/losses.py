@@ -22,9 +22,9 @@ import torch
 
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student, prepare_features
-from circuitsearch.students.distill import DistillRecipe, distill
 from circuitsearch.students.evaluate import answer_loss_of
-from circuitsearch.students.presets import PRESETS
+from circuitsearch.students.training.distill import DistillRecipe, distill
+from circuitsearch.students.training.presets import PRESETS
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.documents.synthetic import rendered_pages
 from circuitsearch.teacher.loading import load_teacher

@@ -16,8 +16,8 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.kept_answers import FINAL_USES, FinalUses, weights_of
 from circuitsearch.stages.training import StudentTrainer
-from circuitsearch.students.checkpoint import load_student, save_student
 from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.saving.checkpoint import load_student, save_student
 from circuitsearch.students.scoring import scores_of
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace

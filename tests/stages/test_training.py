@@ -18,9 +18,9 @@ from circuitsearch.stages.weights import recipe_of
 from circuitsearch.students.features import prepare_features
 from circuitsearch.students.losses import LOSSES
 from circuitsearch.students.plan_view import neuron_order
-from circuitsearch.students.presets import PRESETS
-from circuitsearch.students.recipe import DistillRecipe
 from circuitsearch.students.student import build_student
+from circuitsearch.students.training.presets import PRESETS
+from circuitsearch.students.training.recipe import DistillRecipe
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace

@@ -18,7 +18,7 @@ from circuitsearch.core.errors import ConfigError, DataError, PlanError, Storage
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import CardFacts, build_student, load_student, plan_of, save_student
-from circuitsearch.students.stock import stock_problems, stock_student
+from circuitsearch.students.saving.stock import stock_problems, stock_student
 from circuitsearch.teacher.decoders import residual_decoder, run
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from tests.student_fixtures import any_replacements

@@ -16,10 +16,15 @@ from circuitsearch.core.components import SubLayer, sublayers
 from circuitsearch.core.errors import ConfigError, DataError, PlanError, TrainingError
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student, fit_replacements, kept_units
-from circuitsearch.students.distill import DistillRecipe, DistillResult, StepReport, distill
 from circuitsearch.students.features import Features, prepare_features
-from circuitsearch.students.order import DataOrder
 from circuitsearch.students.plan_view import neuron_order
+from circuitsearch.students.training.distill import (
+    DistillRecipe,
+    DistillResult,
+    StepReport,
+    distill,
+)
+from circuitsearch.students.training.order import DataOrder
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from tests.student_fixtures import noise_pages

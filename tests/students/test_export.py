@@ -21,13 +21,14 @@ from circuitsearch.core.components import Kind
 from circuitsearch.core.cost import Generation
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.plan import Plan
-from circuitsearch.students import build_student, onnx_export, save_student
+from circuitsearch.students import build_student, save_student
 from circuitsearch.students.decoding import Limits, greedy_ids
-from circuitsearch.students.onnx_answers import FORMAT, OnnxStudent
-from circuitsearch.students.onnx_check import TOLERANCE, compare_onnx
-from circuitsearch.students.onnx_export import export_onnx
-from circuitsearch.students.onnx_graphs import DecoderGraph, EncoderGraph, remembering
-from circuitsearch.students.onnx_speed import onnx_speed
+from circuitsearch.students.export import files as onnx_export
+from circuitsearch.students.export.answers import FORMAT, OnnxStudent
+from circuitsearch.students.export.check import TOLERANCE, compare_onnx
+from circuitsearch.students.export.files import export_onnx
+from circuitsearch.students.export.graphs import DecoderGraph, EncoderGraph, remembering
+from circuitsearch.students.export.timing import onnx_speed
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from tests.student_fixtures import any_replacements

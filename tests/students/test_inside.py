@@ -17,13 +17,18 @@ from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError, DataError, TrainingError
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student, fit_replacements
-from circuitsearch.students.distill import DistillRecipe, DistillResult, StepReport, distill
 from circuitsearch.students.features import Features
-from circuitsearch.students.inside import kept_heads
 from circuitsearch.students.losses import LOSSES
 from circuitsearch.students.plan_view import PlanView
-from circuitsearch.students.presets import PRESETS
-from circuitsearch.students.trainer import Trainer, only_layers_train
+from circuitsearch.students.training.distill import (
+    DistillRecipe,
+    DistillResult,
+    StepReport,
+    distill,
+)
+from circuitsearch.students.training.inside import kept_heads
+from circuitsearch.students.training.presets import PRESETS
+from circuitsearch.students.training.trainer import Trainer, only_layers_train
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher, load_teacher
 from tests.tiny import tiny_checkpoint

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from circuitsearch.core.errors import ConfigError, DataError
+from circuitsearch.students.features.targets import TeacherRows
 from circuitsearch.students.losses import (
     LOSSES,
     Reads,
@@ -25,7 +26,6 @@ from circuitsearch.students.losses import (
     jensen_shannon,
     reverse_kl,
 )
-from circuitsearch.students.targets import TeacherRows
 
 TEACHER_LOSSES = sorted(name for name, row in LOSSES.items() if row.reads is Reads.LOGITS)
 OF_LOGITS = ["cross_entropy", *TEACHER_LOSSES]

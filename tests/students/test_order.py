@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from circuitsearch.core.errors import DataError
-from circuitsearch.students.order import DataOrder
+from circuitsearch.students.training.order import DataOrder
 
 
 def _lengths(count: int) -> list[int]:

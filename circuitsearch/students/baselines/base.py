@@ -29,10 +29,10 @@ from circuitsearch.core.cost import ScopeCost, cost, sublayer_cost
 from circuitsearch.core.errors import InfeasibleError
 from circuitsearch.core.files import record_fields, seed_from
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.features.reader import Features
+from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.teacher.loading import Teacher
 
-from ..feature_reader import Features
-from ..plan_view import NeuronOrder
 from .masks import Masks
 from .units import Granularity, Kept, Units
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.files import content_hash
 from circuitsearch.discovery.sample import Sample
+from circuitsearch.students.features.reader import FeatureBatch
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder
 
-from ..feature_reader import FeatureBatch
 from .base import Case
 
 __all__ = ["Seen", "batches", "observed", "real", "sample_of"]

@@ -24,12 +24,12 @@ from torch.nn.functional import cosine_similarity
 
 from circuitsearch.core.errors import ConfigError, choice_problem
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.features.targets import TeacherRows
+from circuitsearch.students.plan_view import NeuronOrder
+from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import continue_from, token_loss
 from circuitsearch.teacher.documents.collate import IGNORED
 
-from ..plan_view import NeuronOrder
-from ..targets import TeacherRows
-from ..walk import Walk
 from .base import Case
 
 __all__ = ["DISTANCES", "Distance", "PlanDistances"]

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.plan_view import PlanView
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 
-from ..plan_view import PlanView
 from .base import Case, Proposal, proposal
 from .calibration import batches, real
 from .distances import PlanDistances

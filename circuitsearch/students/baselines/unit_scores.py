@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from circuitsearch.core.components import SubLayer
+from circuitsearch.students.plan_view import NeuronOrder
 
-from ..plan_view import NeuronOrder
 from .units import Units
 
 __all__ = ["UnitScores", "neuron_ranking", "unit_scores"]

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.student import build_student
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder, residual_decoder, write
 
-from ..student import build_student
 from .base import Case, Proposal, proposal, remove
 from .calibration import batches, observed, real
 from .masks import MAPS, Masks, matrices

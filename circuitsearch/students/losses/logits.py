@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circuitsearch.core.errors import DataError
-
-from ..targets import TeacherRows
+from circuitsearch.students.features.targets import TeacherRows
 
 __all__ = [
     "Targets",

@@ -21,12 +21,11 @@ from torch import Tensor
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, raise_together
 from circuitsearch.core.plan import WHOLE, Plan
+from circuitsearch.students.losses import LOSSES, Reads
+from circuitsearch.students.modeling import CircuitMBartConfig
+from circuitsearch.students.student import plan_of
+from circuitsearch.students.training.trace import Trace, parse_place
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder
-
-from .losses import LOSSES, Reads
-from .modeling import CircuitMBartConfig
-from .student import plan_of
-from .trace import Trace, parse_place
 
 __all__ = ["InsideLosses", "kept_heads"]
 

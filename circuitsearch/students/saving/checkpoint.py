@@ -26,13 +26,12 @@ from transformers import VisionEncoderDecoderModel
 
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.files import read_json, write_json, write_text
+from circuitsearch.students.modeling import CircuitMBartConfig
+from circuitsearch.students.replacements import is_table
+from circuitsearch.students.saving.card import CardFacts, student_card
+from circuitsearch.students.saving.stock import stock_problems, stock_student
+from circuitsearch.students.student import plan_of
 from circuitsearch.teacher.loading import Teacher, quiet_transformers
-
-from .card import CardFacts, student_card
-from .modeling import CircuitMBartConfig
-from .replacements import is_table
-from .stock import stock_problems, stock_student
-from .student import plan_of
 
 __all__ = ["load_student", "save_student"]
 
@@ -147,7 +146,7 @@ def _is_stock(config: Any) -> bool:
 def _add_code(folder: Path) -> None:
     """Put the classes into a folder, and where they are into its config.json."""
     for name in _CODE:
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+        shutil.copyfile(Path(__file__).parents[1] / name, folder / name)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"auto_map": _AUTO_MAP})
 

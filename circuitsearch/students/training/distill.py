@@ -44,15 +44,14 @@ from safetensors import SafetensorError, safe_open
 
 from circuitsearch.core.errors import DataError, TrainingError
 from circuitsearch.core.files import record_fields
+from circuitsearch.students.features.prepare import Features
+from circuitsearch.students.plan_view import NeuronOrder
+from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.training.recipe import DistillRecipe
+from circuitsearch.students.training.scalars import scalar_log
+from circuitsearch.students.training.trainer import PlanOfStep, Trainer, only_layers_train
 from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.teacher.state import load_state, save_state
-
-from .features import Features
-from .plan_view import NeuronOrder
-from .recipe import DistillRecipe
-from .replacements import Replacements
-from .scalars import scalar_log
-from .trainer import PlanOfStep, Trainer, only_layers_train
 
 __all__ = ["DistillRecipe", "DistillResult", "PlanOfStep", "StepReport", "distill"]
 

@@ -17,10 +17,9 @@ from circuitsearch.core.errors import (
     integer_problems,
     raise_together,
 )
-
-from .losses import LOSSES, Reads
-from .presets import PRESETS, Weight
-from .trace import END, parse_place
+from circuitsearch.students.losses import LOSSES, Reads
+from circuitsearch.students.training.presets import PRESETS, Weight
+from circuitsearch.students.training.trace import END, parse_place
 
 __all__ = ["DistillRecipe", "Weight"]
 

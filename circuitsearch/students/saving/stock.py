@@ -21,8 +21,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from circuitsearch.core.errors import PlanError, raise_together
-
-from .modeling import CircuitMBartConfig
+from circuitsearch.students.modeling import CircuitMBartConfig
 
 __all__ = ["stock_problems", "stock_student"]
 

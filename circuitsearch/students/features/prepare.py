@@ -24,13 +24,12 @@ from torch import Tensor
 
 from circuitsearch.core.errors import ConfigError, DataError, StorageError, choice_problem
 from circuitsearch.core.files import content_hash
+from circuitsearch.students.features.reader import FeatureBatch, Features
+from circuitsearch.students.features.shards import shard_done, write_shard
+from circuitsearch.students.features.targets import TeacherRows
 from circuitsearch.teacher.decoders import continue_from
 from circuitsearch.teacher.documents.collate import IGNORED, Example, collate, examples
 from circuitsearch.teacher.documents.records import Page, fingerprint
-
-from .feature_reader import FeatureBatch, Features
-from .shards import shard_done, write_shard
-from .targets import TeacherRows
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher

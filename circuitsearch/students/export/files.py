@@ -32,9 +32,8 @@ from circuitsearch.core.errors import (
     raise_together,
 )
 from circuitsearch.core.files import write_json
+from circuitsearch.students.export.graphs import DecoderGraph, EncoderGraph, remembering
 from circuitsearch.teacher.loading import Teacher
-
-from .onnx_graphs import DecoderGraph, EncoderGraph, remembering
 
 __all__ = ["OPSET", "OPSETS", "export_onnx"]
 
@@ -73,7 +72,7 @@ def export_onnx(teacher: Teacher, folder: str | Path, *, opset: int = OPSET) -> 
         temporary.mkdir(parents=True)
         graphs = _write_graphs(teacher, temporary, opset)
         teacher.processor.tokenizer.backend_tokenizer.save(str(temporary / _TOKENIZER))
-        shutil.copyfile(Path(__file__).with_name("onnx_answers.py"), temporary / _SCRIPT)
+        shutil.copyfile(Path(__file__).with_name("answers.py"), temporary / _SCRIPT)
         write_json(temporary / "manifest.json", _manifest(teacher, graphs, opset))
         target.mkdir(parents=True, exist_ok=True)
         for stale in target.glob("*.onnx.data"):

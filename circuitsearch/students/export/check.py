@@ -70,7 +70,7 @@ def compare_onnx(
         DataError: the folder is damaged, or a question is too long.
     """
     try:
-        from .onnx_answers import OnnxStudent
+        from circuitsearch.students.export.answers import OnnxStudent
     except ImportError as error:
         raise ConfigError(
             f"Checking an export: {error}; pip install 'circuitsearch[export]'"

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from circuitsearch.core.cost import ACCOUNTINGS, Cost, cost
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.text import escape_markdown
-
-from .student import plan_of
+from circuitsearch.students.student import plan_of
 
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from circuitsearch.students.features.shards import open_shard
+from circuitsearch.students.features.targets import TeacherRows
 from circuitsearch.teacher.documents.collate import Batch, Example, collate
 from circuitsearch.teacher.documents.records import Page
-
-from .shards import open_shard
-from .targets import TeacherRows
 
 __all__ = ["FeatureBatch", "Features"]
 

@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.files import content_hash
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.features.reader import Features
+from circuitsearch.students.losses import LOSSES, Targets
+from circuitsearch.students.plan_view import NeuronOrder, PlanView, neuron_order
+from circuitsearch.students.replacements import Replacements
+from circuitsearch.students.training.inside import InsideLosses
+from circuitsearch.students.training.order import DataOrder
+from circuitsearch.students.training.recipe import DistillRecipe
+from circuitsearch.students.training.trace import Trace
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 from circuitsearch.teacher.documents.collate import IGNORED
-
-from .feature_reader import Features
-from .inside import InsideLosses
-from .losses import LOSSES, Targets
-from .order import DataOrder
-from .plan_view import NeuronOrder, PlanView, neuron_order
-from .recipe import DistillRecipe
-from .replacements import Replacements
-from .trace import Trace
 
 __all__ = ["PlanOfStep", "Trainer", "only_layers_train"]
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from circuitsearch.core.cost import Generation
 from circuitsearch.core.errors import ConfigError, DataError
-
-from .speed import REPETITIONS, repeated
+from circuitsearch.students.speed import REPETITIONS, repeated
 
 __all__ = ["OnnxSpeed", "onnx_speed"]
 
@@ -58,7 +57,7 @@ def onnx_speed(
     """
     generation = generation or Generation()
     try:
-        from .onnx_answers import OnnxStudent
+        from circuitsearch.students.export.answers import OnnxStudent
     except ImportError as error:
         raise ConfigError(
             f"Timing an export: {error}; pip install 'circuitsearch[export]'"
