@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER := $(VENV)/browser
 
-.PHONY: quickstart coarse test check install clean
+.PHONY: quickstart coarse test check install browser docs clean
 
 quickstart: $(STAMP)  ## teacher + budget -> trained student, about 8 minutes on 2 cores
 	$(BIN)/circuitsearch run searches/quickstart.yaml
@@ -12,7 +13,7 @@ quickstart: $(STAMP)  ## teacher + budget -> trained student, about 8 minutes on
 coarse: $(STAMP)  ## the same with three seeds and longer training
 	$(BIN)/circuitsearch run searches/coarse.yaml
 
-test: $(STAMP)  ## every test, one process per core
+test: $(STAMP) browser  ## every test, one process per core
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## what .ci/run checks before the tests
@@ -22,6 +23,15 @@ check: $(STAMP)  ## what .ci/run checks before the tests
 	$(BIN)/lint-imports
 
 install: $(STAMP)
+
+docs: $(STAMP)  ## the site, into site/; a warning is an error
+	$(BIN)/mkdocs build --strict
+
+browser: $(STAMP)  ## Chromium, its driver and axe-core, for tests/browser
+	.ci/browser $(BROWSER)
+
+screenshots: browser  ## the pictures of docs/circuit-page.md, from results/quickstart
+	CIRCUITSEARCH_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_screenshots.py
 
 # torch first and pinned: the constraints file keeps every later requirement on the same build
 $(STAMP): pyproject.toml constraints.txt

@@ -1,52 +1,84 @@
 """Reading a search's YAML file: every fault named with its line, all of them together.
 
-YAML has traps (a key given twice keeps the last value silently), and pydantic speaks of types;
-a user wants to know which line to change. This module turns both into one message.
+pydantic speaks of types; a user wants to know which line to change, or which override. What YAML
+itself gets wrong is in `yamlfile`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import ConfigError, nearest, raise_together
+from circuitsearch.core.text import one_line
+from circuitsearch.yamlfile import Location, dotted, read, read_value, shown
 
-__all__ = ["dump_config", "load_config"]
-
-Location = tuple[str | int, ...]
+__all__ = ["check_config", "dump_config", "load_config"]
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read and check a search.
 
     Args:
         path: YAML file.
-        overrides: `key.sub=value` texts that win over the file; values are YAML.
+        overrides: `key.sub=value` texts that win over the file; values are YAML, and an entry of a
+            list is named by its number (`budget.0.limit=40%`).
+
+    Returns:
+        The search, every default filled in.
 
     Raises:
         ConfigError: Naming every fault with its key and line.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         hint = f"; nearest: {path.parent / near}" if near else ""
-        raise ConfigError(f"{path}: no such file{hint}") from None
+        raise ConfigError(
+            f"{path}: no such file{hint}; `circuitsearch init {path}` writes one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    data, lines = _parse(path, text)
+    data, lines = read(text, str(path))
+    origins = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:
-        _override(data, override)
+        place = _override(data, override)
+        origins = {one: origins[one] for one in origins if one[: len(place)] != place}
+        origins[place] = f"override {override!r}"
+    return check_config(data, str(path), origins)
+
+
+def check_config(
+    data: Mapping[str, Any], where: str, origins: Mapping[Location, str] | None = None
+) -> SearchConfig:
+    """Check a search.
+
+    Args:
+        data: As read from YAML.
+        where: What is being read, for messages.
+        origins: Where a key was given, e.g. `line 4`, by its location.
+
+    Raises:
+        ConfigError: Naming every fault with its key and origin.
+    """
     try:
         return SearchConfig.model_validate(data)
     except ValidationError as error:
-        faults = [_describe(fault, lines) for fault in error.errors()]
-        raise_together(faults, ConfigError, str(path))
+        found: dict[Location, list[Any]] = {}
+        for fault in error.errors():  # every alternative of a type has a fault of its own
+            place = _located(tuple(fault["loc"]), data, added=fault["type"] == "missing")
+            found.setdefault(place, []).append(fault)
+        faults = [_describe(*one, data, origins or {}) for one in found.items()]
+        raise_together(faults, ConfigError, where)
         raise  # unreachable: a ValidationError has at least one fault
 
 
@@ -56,118 +88,123 @@ def dump_config(config: SearchConfig) -> str:
     return body
 
 
-def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Location, int]]:
-    """Return the file's mapping and the line of every key."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{place}: not valid YAML ({problem})") from error
-    if root is None or not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got {type(data).__name__}")
-    lines: dict[Location, int] = {}
-    repeated: list[str] = []
-    for key, line in _keys(root, ()):
-        if key in lines:
-            repeated.append(
-                f"line {line}: {_dotted(key)} is given twice (first in line {lines[key]})"
-            )
-        lines[key] = line
-    raise_together(repeated, ConfigError, str(path))
-    return data, lines
-
-
-def _keys(node: yaml.Node, place: Location) -> Iterator[tuple[Location, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, key.value)
-            yield inner, key.start_mark.line + 1
-            yield from _keys(value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            inner = (*place, i)
-            yield inner, value.start_mark.line + 1
-            yield from _keys(value, inner)
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Apply one `key.sub=value`."""
+def _override(data: dict[str, Any], text: str) -> Location:
+    """Apply one `key.sub=value`; return the location it sets."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {text!r}: expected key=value, e.g. search.trainings=20")
-    *parents, last = key.strip().split(".")
     place: Any = data
-    for parent in parents:
-        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ConfigError(f"override {text!r}: {parent!r} is no section of the search")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+    location: Location = ()
+    parts = key.strip().split(".")
+    for part in parts:
+        inner: str | int = part
+        if isinstance(place, list):
+            if not (part.isdecimal() and int(part) < len(place)):
+                raise ConfigError(
+                    f"override {text!r}: {dotted(location)} is a list of {len(place)}; name one of "
+                    "its entries by its number, from 0"
+                )
+            inner = int(part)
+        elif not isinstance(place, dict):
+            raise ConfigError(f"override {text!r}: {dotted(location)} is no section of the search")
+        location = (*location, inner)
+        if len(location) == len(parts):
+            place[inner] = read_value(value, f"override {text!r}")
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            place = place[int(part)]
+    return location
 
 
-def _describe(fault: Mapping[str, Any], lines: Mapping[Location, int]) -> str:
-    """Return one fault as `line N: key: what, got, allowed`."""
-    location = tuple(fault["loc"])
-    known = _located(location, lines)
-    line = lines.get(known) or next(
-        (lines[known[:n]] for n in range(len(known), 0, -1) if known[:n] in lines), None
+def _describe(
+    known: Location,
+    faults: Sequence[Mapping[str, Any]],
+    data: Any,
+    origins: Mapping[Location, str],
+) -> str:
+    """Return the faults of one place as `line N: key: what, got, allowed`."""
+    origin = next(
+        (origins[known[:n]] for n in range(len(known), 0, -1) if known[:n] in origins), ""
     )
-    where = (f"line {line}: " if line else "") + (
-        _dotted(known) if known else "the search as a whole"
-    )
-    if fault["type"] == "extra_forbidden":
-        allowed = _allowed(known[:-1], location)
+    where = (f"{origin}: " if origin else "") + (dotted(known) or "the search as a whole")
+    fault, kind = faults[0], faults[0]["type"]
+    if kind == "extra_forbidden":
+        allowed = _allowed(known[:-1], data)
         near = nearest(str(known[-1]), allowed)
         hint = f"; did you mean {near!r}?" if near else ""
         return f"{where}: unknown key{hint} Allowed here: {', '.join(allowed)}"
-    if fault["type"] == "missing":
+    if kind == "missing":
         return f"{where}: missing; add it"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    got = fault.get("input")
-    shown = (
-        "" if isinstance(got, dict | list) or fault["type"] == "value_error" else f", got {got!r}"
+    if kind.startswith("union_tag"):
+        return f"{where}.source: {_which_source(fault['input'])}"
+    messages = [one_line(str(one["msg"]).removeprefix("Value error, ")) for one in faults]
+    message = " or ".join(
+        [messages[0], *(one.removeprefix("Input should be ") for one in messages[1:])]
     )
-    hint = "; YAML reads yes/no/on/off as true/false, quote it" if isinstance(got, bool) else ""
-    return f"{where}: {message}{shown}{hint}"
+    got = fault.get("input")
+    nothing = isinstance(got, dict | list) or kind == "value_error"
+    return f"{where}: {message}{'' if nothing else f', got {shown(got)}'}{_hint(got, faults)}"
 
 
-def _located(location: Location, lines: Mapping[Location, int]) -> Location:
-    """Drop what pydantic adds to a location (union tags), keeping keys of the file."""
+def _which_source(section: Mapping[str, Any]) -> str:
+    """Say which kinds of data there are, to a section that names none of them."""
+    allowed = [str(source) for source in _SOURCES]
+    if "source" not in section:
+        near = nearest("source", section)
+        hint = f", where it has {near!r}" if near else ""
+        return f"missing{hint}; allowed are {', '.join(allowed)}"
+    near = nearest(str(section["source"]), allowed)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"got {shown(section['source'])}, allowed are {', '.join(allowed)}{hint}"
+
+
+def _hint(got: Any, faults: Sequence[Mapping[str, Any]]) -> str:
+    """Return the nearest word, or what to do about a value that YAML read as something else."""
+    kinds = {fault["type"] for fault in faults}
+    if isinstance(got, bool):
+        return "; YAML reads yes/no/on/off as true/false, quote it"
+    if "string_type" in kinds and isinstance(got, int | float | date):
+        return "; to write a text, quote it"
+    if isinstance(got, str) and kinds & {"int_type", "float_type", "bool_type"}:
+        return "; a number or true/false stands without quotes"
+    if got is None:
+        return "; leave the key out for its default"
+    expected = " ".join(str(fault.get("ctx", {}).get("expected", "")) for fault in faults)
+    near = nearest(got, re.findall("'([^']*)'", expected)) if isinstance(got, str) else None
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _located(location: Location, data: Any, *, added: bool) -> Location:
+    """Return the keys of a location that are in the file, without what pydantic adds to it.
+
+    Args:
+        location: As pydantic has it, with names of alternatives ("docvqa", "str", "[key]").
+        data: The file.
+        added: Whether the last part is a key that the file lacks.
+    """
+    if location[:1] == ("data",) and location[1:2] in [(source,) for source in _SOURCES]:
+        location = ("data", *location[2:])
     kept: Location = ()
     for i, part in enumerate(location):
-        last = i == len(location) - 1
-        tag = part in (
-            "rendered",
-            "docvqa",
-            "huggingface",
-            "constrained-str",
-            "str",
-            "int",
-            "float",
-        )
-        if tag and (*kept, part) not in lines and not (last and isinstance(part, int)):
-            continue
-        if isinstance(part, str) and any(sign in part for sign in "[-"):
+        within = part in data if isinstance(data, dict) else isinstance(data, list)
+        if within:
+            data = data[part]  # of a list, pydantic names entries that are there
+        elif not (added and i == len(location) - 1):
             continue
         kept = (*kept, part)
     return kept
 
 
-def _allowed(place: Location, location: Location) -> list[str]:
+def _allowed(place: Location, data: Any) -> list[str]:
     """Return the keys of the section at a location."""
-    model: Any = SearchConfig
+    model: type[BaseModel] = SearchConfig
     for part in place:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields[part]
-        options = [m for m in _models(field.annotation)]
-        tagged = [m for m in options if "source" in m.model_fields and _tag(m) in location]
-        model = (tagged or options or [model])[0]
+        data = data[part]
+        if isinstance(part, str):
+            options = list(_models(model.model_fields[part].annotation))
+            named = data.get("source") if isinstance(data, dict) else None
+            model = next((one for one in options if _source(one) == named), options[0])
     return list(model.model_fields)
 
 
@@ -178,12 +215,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def _tag(model: type[BaseModel]) -> str:
-    return str(model.model_fields["source"].annotation.__args__[0])  # type: ignore[union-attr]
+def _source(model: type[BaseModel]) -> str | None:
+    """Return the word that chooses a kind of data; None for other sections."""
+    field = model.model_fields.get("source")
+    return None if field is None else str(get_args(field.annotation)[0])
 
 
-def _dotted(location: Location) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+_SOURCES = tuple(_source(model) for model in _models(SearchConfig.model_fields["data"].annotation))

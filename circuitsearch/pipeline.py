@@ -173,6 +173,7 @@ class Pipeline:
         """
         self.teacher, self.space, self.pages, self.features  # noqa: B018  # refuse faults first
         circuit = self.circuit
-        result = stages.report(self.work, self.trainer, self.rows, self.study, self.scores, circuit)
+        found = self.rows, self.study, self.chosen, self.scores, circuit
+        result = stages.report(self.work, self.trainer, *found, self.pages["final"])
         stages.hand_over(self.work, self.trainer, self.chosen, self.pages["final"])
         return result

@@ -6,6 +6,7 @@ the `Reporter` protocol and nothing of terminals.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 __all__ = ["LineReporter", "QuietReporter", "Reporter", "TerminalReporter", "Work", "reporter"]
 
@@ -36,17 +38,29 @@ class Reporter(Protocol):
         """Announce a stage and yield what reports its progress."""
         ...
 
+    @contextmanager
+    def budget(self, title: str) -> Iterator[Work]:
+        """Announce what many stages are run for; yield what reports how much of it is spent.
+
+        The first report says what was spent before; details tell the best found so far.
+        """
+        ...
+
     def note(self, text: str) -> None:
         """Say one line."""
         ...
 
 
 def reporter(*, quiet: bool = False) -> Reporter:
-    """Return the reporter that fits standard error: bars, lines, or nothing when quiet."""
+    """Return the reporter that fits standard error: bars, lines, or nothing when quiet.
+
+    Bars need a terminal that can redraw; FORCE_COLOR does not make one of a pipe.
+    """
     if quiet:
         return QuietReporter()
     console = Console(stderr=True, highlight=False)
-    return TerminalReporter(console) if console.is_terminal else LineReporter(console)
+    drawn = sys.stderr.isatty() and not console.is_dumb_terminal
+    return TerminalReporter(console) if drawn else LineReporter(console)
 
 
 class QuietReporter:
@@ -54,6 +68,11 @@ class QuietReporter:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Work]:
+        """Announce nothing."""
+        yield lambda done, total, detail="": None
+
+    @contextmanager
+    def budget(self, title: str) -> Iterator[Work]:
         """Announce nothing."""
         yield lambda done, total, detail="": None
 
@@ -86,6 +105,19 @@ class LineReporter:
         if spent >= 1:
             self.note(f"  {title}: done in {spent:.0f} s")
 
+    @contextmanager
+    def budget(self, title: str) -> Iterator[Work]:
+        """Print a line where it begins; what is spent is said by a note per result."""
+        begun = False
+
+        def work(done: int, total: int, detail: str = "") -> None:
+            nonlocal begun
+            if not begun:
+                self.note(f"{title}: {done} of {total} done{detail and ', ' + detail}")
+            begun = True
+
+        yield work
+
     def note(self, text: str) -> None:
         """Print a timestamped line."""
         stamp = time.strftime("%H:%M:%S")
@@ -93,33 +125,81 @@ class LineReporter:
 
 
 class TerminalReporter:
-    """A bar per running stage."""
+    """A bar per running stage, below that of the budget they are run for."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._bars: Progress | None = None
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Work]:
         """Show a bar while the stage runs and leave one line behind."""
         started = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(escape(title), total=None, detail="")
-
-            def work(done: int, total: int, detail: str = "") -> None:
-                bars.update(task, completed=done, total=total, detail=escape(detail))
-
+        with self._bar(title, "default", begun=0) as work:
             yield work
         spent = time.monotonic() - started
         if spent >= 1:
             self._console.print(f"[green]✓[/] {escape(title)} [dim]{spent:.0f} s[/]")
 
+    @contextmanager
+    def budget(self, title: str) -> Iterator[Work]:
+        """Show a bar that stays, with the best found so far, while stages come and go."""
+        with self._bar(title, "bold", begun=None) as work:
+            yield work
+
     def note(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(escape(text), soft_wrap=True)
+
+    @contextmanager
+    def _bar(self, title: str, style: str, begun: int | None) -> Iterator[Work]:
+        """Show one more bar; what was done before, unless given, is what is reported first."""
+        started = time.monotonic()
+        with self._drawn() as bars:
+            task = bars.add_task(f"[{style}]{escape(title)}[/]", total=None, detail="", left="")
+
+            def work(done: int, total: int, detail: str = "") -> None:
+                nonlocal begun
+                begun = done if begun is None else begun
+                left = _left(time.monotonic() - started, done - begun, total - done)
+                bars.update(task, completed=done, total=total, detail=escape(detail), left=left)
+
+            try:
+                yield work
+            finally:
+                bars.refresh()  # a short stage is seen at least once
+                bars.remove_task(task)
+
+    @contextmanager
+    def _drawn(self) -> Iterator[Progress]:
+        """Yield the bars: a terminal has room for one live display only."""
+        if self._bars is not None:
+            yield self._bars
+            return
+        columns = (
+            TextColumn("{task.description}", table_column=_cut(3)),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[detail]}", table_column=_cut(2)),
+        )
+        with Progress(
+            *columns, console=self._console, transient=True, expand=True, refresh_per_second=4
+        ) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
+
+
+def _cut(ratio: int) -> Column:
+    """Return a column that shares what width is left and shortens what does not fit."""
+    return Column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+
+
+def _left(spent: float, done: int, more: int) -> str:
+    """Return how long the rest takes at the pace so far; empty while that is unknown."""
+    if done <= 0:
+        return ""
+    seconds = spent / done * more
+    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuitsearch.core.difference import DRAWS
+
 from .shell import Json, command, emit, people
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def compare_command(
         bool, typer.Option("--strict", help="ANLS as in its paper: one half scores 0.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 10_000,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = DRAWS,
     json: Json = False,
 ) -> None:
     """Compare two predictions files: difference of mean ANLS, overall and per family.

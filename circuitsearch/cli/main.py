@@ -9,14 +9,15 @@ import typer
 
 from circuitsearch import __version__
 
-from . import student, study, teacher
+from . import graph, student, study, teacher
+from .begin import init_command, schema_command
 from .compare import compare_command
 from .cost import cost_command
 from .doctor import doctor_command
 from .export import export_command
+from .report import report_command
 from .search import (
     enumerate_command,
-    graph_command,
     paths_command,
     resume_command,
     run_command,
@@ -36,16 +37,17 @@ app = typer.Typer(
 )
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init_command,
     "run": run_command,
     "validate": validate_command,
     "score": score_command,
     "paths": paths_command,
-    "graph": graph_command,
     "enumerate": enumerate_command,
     "search": search_command,
     "resume": resume_command,
     "worker": study.worker_command,
     "status": study.status_command,
+    "report": report_command,
     "top": study.top_command,
     "show": study.show_command,
     "stop": study.stop_command,
@@ -55,10 +57,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "answer": student.answer_command,
     "export": export_command,
     "cost": cost_command,
+    "schema": schema_command,
     "doctor": doctor_command,
 }
 for name, function in _COMMANDS.items():
     app.command(name)(function)
+app.add_typer(graph.app, name="graph")
 app.add_typer(study.app, name="study")
 app.add_typer(teacher.app, name="teacher")
 

@@ -50,22 +50,14 @@ def open_pipeline(
 ) -> Pipeline:
     """Return the pipeline of a search file, its folder claimed; nothing has run yet."""
     quiet_libraries()
-    import optuna
+    from circuitsearch.api import Search
 
-    from circuitsearch.configfile import load_config
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = load_config(path, overrides or [])
-    from circuitsearch.pipeline import Pipeline
-    from circuitsearch.progress import reporter
-    from circuitsearch.workspace import Workspace
-
-    work = Workspace(config, reporter(quiet=quiet))
+    search = Search(path, overrides or (), quiet=quiet)
     if claim:
-        _claims.append(work.claim())
-    work.write_config()
-    on_interrupt(f"circuitsearch resume {config.output}")
-    return Pipeline(work)
+        _claims.append(search.work.claim())
+    search.work.write_config()
+    on_interrupt(f"circuitsearch resume {search.folder}")
+    return search.pipeline
 
 
 def join_study(
@@ -157,14 +149,25 @@ def _finish(pipeline: Pipeline, json: bool) -> None:
 
 @command
 def validate_command(
-    search: ConfigPath, override: Overrides = None, json: Json = False, quiet: Quiet = False
+    search: ConfigPath,
+    override: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option(help="Estimate the time by a short measurement on this machine.")
+    ] = True,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check a search without running it: settings, teacher, data, budget, number of plans."""
-    pipeline = open_pipeline(search, override, quiet, claim=False)
-    from circuitsearch import stages
+    """Check and price a search without running it: plans, costs, trainings, disk, time."""
+    quiet_libraries()
+    from circuitsearch.api import Search
 
-    facts = stages.preview(pipeline.work, pipeline.teacher, pipeline.pages, pipeline.space)
-    _tell(facts, json)
+    facts = Search(search, override or (), quiet=quiet).validate(measure=measure)
+    if json:
+        emit(facts)
+        return
+    from circuitsearch.show.priced import print_priced
+
+    print_priced(facts, people())
 
 
 @command

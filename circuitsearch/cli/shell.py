@@ -32,10 +32,24 @@ __all__ = [
 
 P = ParamSpec("P")
 
+
+def _override_keys(incomplete: str) -> list[str]:
+    """Return the keys of a search file that begin so, for the shell."""
+    from circuitsearch.config.template import dotted_keys
+
+    return [f"{key}=" for key in dotted_keys() if key.startswith(incomplete)]
+
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="SEARCH.yaml", help="The search to run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Win over the file, e.g. seed=3."),
+    typer.Option(
+        "--override",
+        "-o",
+        metavar="KEY=VALUE",
+        help="Win over the file, e.g. seed=3.",
+        autocompletion=_override_keys,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,23 +54,19 @@ def distill_command(
 
     chosen = Plan.parse(plan)
     pipeline = open_pipeline(search, override, quiet)
-    config = pipeline.work.config
-    chosen = chosen.fitted(pipeline.teacher.shape.decoder)
-    taken = steps or config.distill.steps
-    used = config.seed if seed is None else seed
-    made = pipeline.trainer.measured(
-        chosen, "user", seed=used, steps=taken, split="select", phase="full"
-    )
+    chosen.fitted(pipeline.teacher.shape.decoder)  # refuses before any page is read
     from circuitsearch import stages
-    from circuitsearch.students.saving.checkpoint import save_student
 
-    model = pipeline.trainer.student(chosen, used, taken)
-    command_line = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]
-    command_line += ["--steps", str(taken), "--seed", str(used), "--output", str(output)]
-    for one in override or []:
-        command_line += ["--override", one]
-    facts = stages.card_facts(pipeline.trainer, made, "select", taken, shlex.join(command_line))
-    save_student(model, pipeline.teacher, output, facts=facts, stock="auto" if stock else "no")
+    made = stages.distill_plan(
+        pipeline.trainer,
+        chosen,
+        output,
+        search=search,
+        steps=steps,
+        seed=seed,
+        stock=stock,
+        overrides=override or (),
+    )
     _say(made.to_json() | {"checkpoint": str(output)}, json)
 
 

@@ -7,8 +7,7 @@ CIRCUITSEARCH_STORAGE. `--study` names the study where the database holds severa
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,69 +42,27 @@ StudyName = Annotated[str | None, typer.Option("--study", help="Name, where ther
 Phase = Annotated[str | None, typer.Option("--phase", help="A further phase, e.g. full.")]
 
 
-@contextmanager
-def _opened(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
+def _opened(where: str) -> AbstractContextManager[tuple[RDBStorage, str | None]]:
     """Open the database behind WHERE; also return the study's name if WHERE is a folder."""
-    from circuitsearch.search.storage.connection import close_storage, open_storage
+    from circuitsearch.studies import open_database
 
-    url, name = where, None
-    if "://" not in where and Path(where).is_dir():
-        from circuitsearch.configfile import load_config
-        from circuitsearch.core.errors import ConfigError
-        from circuitsearch.workspace import CONFIG_FILE
-
-        path = Path(where) / CONFIG_FILE
-        if not path.exists():
-            raise ConfigError(
-                f"{where}: no {CONFIG_FILE} there; give the output folder of a search, an SQLite "
-                "file or a database URL"
-            )
-        config = load_config(path)
-        url, name = config.database, config.name
-    _check_there(url)
-    storage = open_storage(url)
-    try:
-        yield storage, name
-    finally:
-        close_storage(storage)
-
-
-def _check_there(url: str) -> None:
-    """Refuse a database file that does not exist: reading commands make none."""
-    from circuitsearch.core.errors import StorageError
-    from circuitsearch.search.storage.connection import storage_url
-
-    parsed = storage_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-        raise StorageError(
-            f"Storage {parsed.database}: there is no such file; give the folder of a search that "
-            "was run, or its database"
-        )
+    return open_database(where)
 
 
 def _named(storage: RDBStorage, name: str | None) -> str:
     """Return the study to read: the named one, or the only one."""
-    from circuitsearch.core.errors import ConfigError
-    from circuitsearch.search.transfer import list_studies
+    from circuitsearch.studies import study_named
 
-    if name is not None:
-        return name
-    names = [one.name for one in list_studies(storage)]
-    if len(names) != 1:
-        raise ConfigError(
-            f"The database holds {len(names)} studies ({', '.join(names) or 'none'}); "
-            "choose one with --study NAME"
-        )
-    return names[0]
+    return study_named(storage, name)
 
 
-@contextmanager
-def _view(where: str, study: str | None, phase: str | None = None) -> Iterator[StudyView]:
+def _view(
+    where: str, study: str | None, phase: str | None = None
+) -> AbstractContextManager[StudyView]:
     """Open a study to read it."""
-    from circuitsearch.search.storage.view import StudyView
+    from circuitsearch.api import open_study
 
-    with _opened(where) as (storage, name):
-        yield StudyView(storage, _named(storage, study or name), phase)
+    return open_study(where, study, phase)
 
 
 @command
@@ -341,11 +298,12 @@ def copy_command(
 def upgrade_command(where: Where) -> None:
     """Bring a database of an earlier version up to date; stop workers and back it up first."""
     from circuitsearch.search.upgrade import upgrade
+    from circuitsearch.studies import check_there
 
     url = where
     if "://" not in where and Path(where).is_dir():
         url = str(Path(where) / "study.db")
-    _check_there(url)
+    check_there(url)
     converted = upgrade(url)
     people().print(f"up to date; converted: {', '.join(converted) or 'none'}", markup=False)
 

@@ -1,13 +1,40 @@
-"""What all sections of a search file share: unknown keys are refused, values never change."""
+"""What all sections of a search file share: unknown keys are refused, values never change.
+
+Numbers are strict: YAML's `yes` is no 1 and the text "300" is no 300, infinities and NaN are none
+at all. Texts that name a file or a device hold something, and nothing that a path cannot hold.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**9
+"""Largest count that a search file may ask for; more is a slip, and would fill any memory."""
+
+
+def _text(text: str) -> str:
+    """Refuse a text that is blank or has control characters, which no path or name may hold."""
+    if not text.strip():
+        raise ValueError(f"got {text!r}, give a text that is not blank")
+    if not text.isprintable():
+        raise ValueError(f"got {text!r}, a text without control characters is allowed")
+    return text
+
+
+def _path(given: Any) -> Any:
+    return _text(given) if isinstance(given, str) else given
+
+
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, AfterValidator(_text)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
 
 
 class Section(BaseModel):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Count, Section, Share
+from .base import Count, FilePath, Section, Share, Text
 
 SPLITS = ("train", "score", "select", "final")
 """What pages are for: distilling, scoring components, choosing plans, the final comparison."""
@@ -16,7 +15,7 @@ SPLITS = ("train", "score", "select", "final")
 class RenderedData(Section):
     """Pages that circuitsearch renders (see `teacher.documents.synthetic`)."""
 
-    source: Literal["rendered"] = "rendered"
+    source: Literal["rendered"] = Field("rendered", description="where the pages come from")
     train: Count = Field(1500, description="pages to distil on")
     score: Count = Field(80, description="pages to score components on")
     select: Count = Field(80, description="pages to choose plans on")
@@ -68,15 +67,15 @@ class DocVQAData(_FilesData):
     Donut-MINT deals DocVQA's validation file.
     """
 
-    source: Literal["docvqa"]
-    path: Path = Field(description="the JSON file")
-    train: Path | None = Field(
+    source: Literal["docvqa"] = Field(description="where the pages come from")
+    path: FilePath = Field(description="the JSON file")
+    train: FilePath | None = Field(
         None, description="a JSON file to distil on; `path` then serves the other splits alone"
     )
-    train_images: Path | None = Field(
+    train_images: FilePath | None = Field(
         None, description="root of its image paths; default that file's folder"
     )
-    images: Path | None = Field(
+    images: FilePath | None = Field(
         None, description="root of the image paths; default the JSON's folder"
     )
 
@@ -92,8 +91,8 @@ class DocVQAData(_FilesData):
 class RowsData(_FilesData):
     """Rows of a Hugging Face data set: a saved folder, a Parquet file or a name."""
 
-    source: Literal["huggingface"]
-    path: str = Field(description="folder, Parquet file or name")
+    source: Literal["huggingface"] = Field(description="where the pages come from")
+    path: Text = Field(description="folder, Parquet file or name")
     split: str | None = Field(None, description="split of the data set, where it has several")
     columns: dict[str, str] = Field(
         default_factory=dict, description="role -> column, where unusual"

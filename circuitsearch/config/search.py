@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from circuitsearch.core.errors import choice_problem
 
-from .base import Section
+from .base import FilePath, Natural, Positive, Section, Text
 from .data import DataConfig, RenderedData
 from .sections import (
     CircuitConfig,
@@ -20,6 +20,7 @@ from .sections import (
     FinalConfig,
     GenerationConfig,
     LimitConfig,
+    ReportConfig,
     ScoresConfig,
     SpaceConfig,
     StudyConfig,
@@ -29,15 +30,19 @@ from .sections import (
 class SearchConfig(Section):
     """One search, from teacher to result table."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    output: Path = Field(description="folder for everything the search writes")
-    teacher: str = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = Field(
+        description="name of the search and of its study: letters, digits, dots, dashes"
+    )
+    output: FilePath = Field(description="folder for everything the search writes")
+    teacher: Text = Field(
         "shipped", description="`shipped`, a checkpoint folder or a Hugging Face name"
     )
-    device: str = Field("auto", description="`auto` takes CUDA when present, else the CPU")
-    seed: Annotated[int, Field(ge=0)] = 0
-    data: DataConfig = RenderedData()
-    budget: list[LimitConfig] = Field(min_length=1)
+    device: Text = Field("auto", description="`auto` takes CUDA when present, else the CPU")
+    seed: Natural = Field(0, description="seed of pages, students and proposals")
+    data: DataConfig = Field(RenderedData(), description="where the pages come from")
+    budget: list[LimitConfig] = Field(
+        min_length=1, description="limits of the student; a plan must keep all of them"
+    )
     generation: GenerationConfig = GenerationConfig()
     scores: ScoresConfig = ScoresConfig()
     circuit: CircuitConfig = CircuitConfig()
@@ -48,11 +53,12 @@ class SearchConfig(Section):
     search: StudyConfig = StudyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     final: FinalConfig = FinalConfig()
+    report: ReportConfig = ReportConfig()
     baselines: list[str] = Field(
         default_factory=list,
         description="published pruning methods to compare with, by name (docs/baselines.md)",
     )
-    cache_gigabytes: Annotated[float, Field(gt=0)] = Field(
+    cache_gigabytes: Positive = Field(
         20, description="largest feature cache of one split on disk, in 10^9 bytes"
     )
 
@@ -69,6 +75,15 @@ class SearchConfig(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return names
+
+    @field_validator("budget")
+    @classmethod
+    def _different(cls, limits: list[LimitConfig]) -> list[LimitConfig]:
+        names = [limit.spec().name for limit in limits]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: limited twice; keep one of the limits")
+        return limits
 
     @model_validator(mode="before")
     @classmethod

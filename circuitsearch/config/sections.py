@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from circuitsearch.core.budget import Limited, LimitSpec
+from circuitsearch.core.budget import Limited, LimitSpec, parse_limit
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.cost import QUANTITIES, Accounting, Generation, Scope
-from circuitsearch.core.errors import PlanError
+from circuitsearch.core.errors import ConfigError, PlanError, choice_problem
 from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
 from circuitsearch.search.units import AttentionUnits
 
-from .base import Count, Section
+from .base import Count, Flag, Natural, Positive, Section, Text
 
 LossName = Literal[
     "cross_entropy",
@@ -25,7 +25,7 @@ LossName = Literal[
     "self_attention_kl",
     "cross_attention_kl",
 ]
-LossWeight = Annotated[float, Field(ge=0)] | Literal["balanced"]
+LossWeight = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)] | Literal["balanced"]
 
 
 def _place(text: str) -> str:
@@ -47,7 +47,7 @@ class LimitConfig(Section):
     quantity: Limited = Field(
         description="parameters, macs; latency or memory, measured on this machine for one answer"
     )
-    limit: str | int = Field(
+    limit: str | Annotated[int, Field(strict=True)] = Field(
         description="`31.25%` of the teacher, `20M`, `20Mi`, `757G` or a number; of a latency "
         "`12ms`, of memory `1.5GiB`"
     )
@@ -60,9 +60,27 @@ class LimitConfig(Section):
     @classmethod
     def _counted(cls, given: Any) -> Any:
         """Fill in the accounting of what is counted."""
-        if isinstance(given, dict) and given.get("quantity") in QUANTITIES:
-            return {**given, "accounting": given.get("accounting") or "paper"}
+        counted = isinstance(given, dict) and given.get("quantity") in QUANTITIES
+        if counted and given.get("accounting") is None:
+            return {**given, "accounting": "paper"}
         return given
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _no_fraction(cls, limit: Any) -> Any:
+        if not isinstance(limit, str | int) or isinstance(limit, bool):
+            raise ValueError(f"got {limit!r}, write a share as `31.25%`, an amount as `20M`")
+        return limit
+
+    @field_validator("limit")
+    @classmethod
+    def _readable(cls, limit: str | int, info: ValidationInfo) -> str | int:
+        if "quantity" in info.data:
+            try:
+                parse_limit(limit, info.data["quantity"])
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return limit
 
     @model_validator(mode="after")
     def _of_what_is_measured(self) -> LimitConfig:
@@ -84,8 +102,8 @@ class LimitConfig(Section):
 class GenerationConfig(Section):
     """The generation that MACs are counted for and speed is measured for (42 and 34: the paper)."""
 
-    prompt: Count = 42
-    passes: Count = 34
+    prompt: Count = Field(Generation.prompt, description="tokens of the prompt")
+    passes: Count = Field(Generation.passes, description="decoder passes, one per new token")
 
     def counted(self) -> Generation:
         """Return the lengths as floor 0 knows them."""
@@ -113,10 +131,10 @@ class CircuitConfig(Section):
         "margin", description="what its numbers are about; larger is worse"
     )
     level: Literal["sublayers", "heads"] = Field("sublayers", description="what edges join")
-    pages: Annotated[int, Field(ge=2)] = Field(
+    pages: Annotated[Count, Field(ge=2)] = Field(
         24, description="pages, of those to score on, that edges are scored and measured on"
     )
-    memory_gigabytes: Annotated[float, Field(gt=0)] = Field(
+    memory_gigabytes: Positive = Field(
         4, description="memory of a pass beside weights and pages, in 10^9 bytes; bounds its batch"
     )
 
@@ -136,13 +154,20 @@ class SpaceConfig(Section):
         default_factory=list, description="stand-ins offered wherever they are legal"
     )
 
+    @field_validator("widths")
+    @classmethod
+    def _ascending(cls, widths: list[int]) -> list[int]:
+        if widths != sorted(set(widths)):
+            raise ValueError(f"got {widths}, allowed are ascending numbers, each once")
+        return widths
+
 
 class ElasticConfig(Section):
     """The elastic teacher: the decoder distilled under a random feasible plan at every step."""
 
-    steps: Annotated[int, Field(ge=0)] = Field(3600, description="0 leaves the elastic teacher out")
+    steps: Natural = Field(3600, description="0 leaves the elastic teacher out")
     batch: Count = Field(32, description="questions per step; many small steps meet more plans")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Positive = Field(1e-3, description="largest, behind the warm-up")
     rule: Literal["uniform", "even", "sandwich", "weighted"] = Field(
         "uniform", description="which plan trains at which step (`search.elastic`)"
     )
@@ -151,13 +176,13 @@ class ElasticConfig(Section):
 class DistillConfig(Section):
     """The shared trainer: the same for every student, whoever proposed it."""
 
-    steps: Count = 300
+    steps: Count = Field(300, description="optimiser steps of every student in the search")
     batch: Count = Field(64, description="questions per step")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup: Annotated[float, Field(ge=0, le=1)] = Field(
+    learning_rate: Positive = Field(1e-3, description="largest, behind the warm-up")
+    warmup: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
         0.05, description="share of the steps in which the learning rate rises"
     )
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Positive = Field(2.0, description="of the losses that compare with the teacher")
     accumulate: Count = Field(
         1, description="parts a step's batch is cut into: less memory, the same gradient"
     )
@@ -183,7 +208,7 @@ class DistillConfig(Section):
         description="whose weights students begin with; elastic: the elastic teacher's, trained "
         "for plans of this budget",
     )
-    tensorboard: bool = Field(
+    tensorboard: Flag = Field(
         False, description="write losses of every student for TensorBoard (needs tensorboard)"
     )
 
@@ -200,7 +225,7 @@ class ExhaustiveConfig(Section):
     """The baseline: every feasible plan scored without training, the best distilled."""
 
     top: Count = Field(3, description="plans to distil (the paper's T1-T3)")
-    short: Annotated[int, Field(ge=0)] = Field(
+    short: Natural = Field(
         0, description="plans to distil as a search does, the best of which become D1-D3"
     )
 
@@ -209,7 +234,7 @@ class StudyConfig(Section):
     """The warm-started search."""
 
     trainings: Count = Field(10, description="students to distil")
-    sampler: str | None = Field(
+    sampler: Text | None = Field(
         None,
         description="who proposes plans after the warm start; default `elastic`, without an "
         "elastic teacher `circuit`",
@@ -217,30 +242,33 @@ class StudyConfig(Section):
     objective: Literal["single", "pareto"] = Field(
         "single", description="the best plan within the budget, or the best at every cost below"
     )
-    warm_scores: Annotated[int, Field(ge=0)] = Field(
-        1, description="plans from the components' effects"
-    )
-    warm_edges: Annotated[int, Field(ge=0)] = Field(
-        1, description="plans from the edges of the circuit graph"
-    )
-    warm_pairs: Annotated[int, Field(ge=0)] = Field(
+    warm_scores: Natural = Field(1, description="plans from the components' effects")
+    warm_edges: Natural = Field(1, description="plans from the edges of the circuit graph")
+    warm_pairs: Natural = Field(
         1, description="plans from effects, with pairs, on the elastic teacher"
     )
-    warm_elastic: Annotated[int, Field(ge=0)] = Field(
-        3, description="best plans of the elastic teacher"
-    )
-    promote: Annotated[int, Field(ge=0)] = Field(
+    warm_elastic: Natural = Field(3, description="best plans of the elastic teacher")
+    promote: Natural = Field(
         0, description="best plans to distil again in full (final.steps) before one is chosen"
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        5, description="failed trainings before it stops"
-    )
-    storage: str | None = Field(
+    max_failures: Natural = Field(5, description="failed trainings before it stops")
+    storage: Text | None = Field(
         None, description="database URL; default SQLite in the output folder"
     )
-    lease_seconds: Annotated[float, Field(gt=0)] = Field(
+    lease_seconds: Positive = Field(
         120, description="a worker that is silent for so long gives its plan back"
     )
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        # imported here: the samplers need optuna, reading a configuration does not
+        if name is not None:
+            from circuitsearch.search.samplers import REGISTRY
+
+            if name not in REGISTRY:
+                raise ValueError(choice_problem("sampler", name, list(REGISTRY)))
+        return name
 
 
 class EvaluationConfig(Section):
@@ -256,9 +284,7 @@ class EvaluationConfig(Section):
 class FinalConfig(Section):
     """The final comparison."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        [0], min_length=1, description="training seeds"
-    )
+    seeds: list[Natural] = Field([0], min_length=1, description="training seeds")
     steps: Count | None = Field(None, description="distillation steps; default those of the search")
 
     @field_validator("seeds")
@@ -267,3 +293,13 @@ class FinalConfig(Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is listed twice")
         return seeds
+
+
+class ReportConfig(Section):
+    """The report of a search, `report.html`."""
+
+    pages: Flag = Field(
+        False,
+        description="embed a few page images also where the pages are yours; rendered ones always "
+        "are",
+    )

@@ -12,7 +12,10 @@ from typing import Any
 from circuitsearch.core.errors import DataError, integer_problems, number_problems, raise_together
 from circuitsearch.core.files import record_fields
 
-__all__ = ["Difference"]
+__all__ = ["DRAWS", "Difference"]
+
+DRAWS = 10_000
+"""Draws of the bootstrap, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

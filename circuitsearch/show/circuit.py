@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ __all__ = [
     "Circuit",
     "Component",
     "Edge",
+    "in_drawing_order",
+    "in_order_of_strength",
     "kind_words",
     "read_circuit",
 ]
@@ -139,8 +141,8 @@ def read_circuit(data: Any) -> Circuit:
     about = data.get("graph")
     about = about if isinstance(about, Mapping) else {}
     return Circuit(
-        components=tuple(sorted(components.values(), key=_order)),
-        edges=tuple(sorted(edges, key=_strength)),
+        components=in_drawing_order(components.values()),
+        edges=in_order_of_strength(edges),
         about=tuple(sorted(_plain_values(_facts(about)))),
         paths=_paths(about.get("paths")),
     )
@@ -292,6 +294,16 @@ def _paths(paths: Any) -> tuple[tuple[str, float], ...]:
             name = " ".join(one_line(str(part)) for part in through)
             found.append((name or "residual", float(one["effectiveness"])))
     return tuple(found)
+
+
+def in_drawing_order(components: Iterable[Component]) -> tuple[Component, ...]:
+    """Sort components: embedding, encoder, order of execution, logits."""
+    return tuple(sorted(components, key=_order))
+
+
+def in_order_of_strength(edges: Iterable[Edge]) -> tuple[Edge, ...]:
+    """Sort edges, strongest first, ties by name."""
+    return tuple(sorted(edges, key=_strength))
 
 
 def _order(component: Component) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
-"""The data block of the circuit page: what `templates/circuit.js` draws, as plain JSON.
+"""The data block of the circuit page: what `templates/circuit/*.js` draws, as plain JSON.
 
-Everything is worked out here, where it is typed and tested: places, ranges, and for every plan the
-state of every component. The script only draws.
+Everything is worked out here, where it is typed and tested: places, ranges, the strongest paths
+through every component, the difference of two graphs, and for every plan the state of every
+component. The script only draws.
 """
 
 from __future__ import annotations
@@ -14,52 +15,105 @@ from circuitsearch.core.errors import PlanError, raise_together
 from circuitsearch.core.keep import REPLACEMENTS, WHOLE, Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.show.circuit import Circuit, Component, kind_words
+from circuitsearch.show.graph_pair import difference, united
 from circuitsearch.show.layout import Box, lay_out
+from circuitsearch.show.page_maps import PageMaps, pages_data
 from circuitsearch.show.text import one_line, rounded
+from circuitsearch.show.through import Link, strongest_paths
 
-__all__ = ["FIRST_EDGES", "page_data"]
+__all__ = ["FIRST_EDGES", "PATHS", "page_data"]
 
 FIRST_EDGES = 300  # what the page opens with; more is a hairball
+PATHS = 5  # strongest paths through each component
 _REMOVED, _PARTLY, _KEPT = "0", "1", "2"
 
 
-def page_data(graph: Circuit, plans: Mapping[str, str], edge_limit: int) -> dict[str, Any]:
+def page_data(
+    graph: Circuit,
+    plans: Mapping[str, str],
+    edge_limit: int,
+    *,
+    other: Circuit | None = None,
+    names: tuple[str, str] = ("first graph", "second graph"),
+    pages: Sequence[PageMaps] = (),
+) -> dict[str, Any]:
     """Return the data block.
 
     Args:
         graph: the circuit graph.
         plans: plan texts by name, to lay over the graph.
-        edge_limit: most edges in the page; the strongest stay.
+        edge_limit: most edges of each graph in the page; the strongest stay.
+        other: a second graph to compare with; the page also gets the difference.
+        names: what the two graphs are called.
+        pages: questions about page images, with the weights of heads.
 
     Raises:
+        DataError: a page does not fit the graph or its own grid; all faults together.
         PlanError: a plan is malformed or names what the graph does not have; all faults together.
     """
-    index = {part.name: place for place, part in enumerate(graph.components)}
-    heads = _heads(graph)
-    layout = lay_out(graph)
-    shown = graph.edges[:edge_limit]
+    measured = [graph] if other is None else [graph, other]
+    whole = united(measured)
+    index = {part.name: place for place, part in enumerate(whole.components)}
+    heads = _heads(whole)
+    layout = lay_out(whole)
+    # Graphs that are compared by eye share their ranges; a difference has its own.
+    shared = _ranges(measured)
+    views = [
+        _view(one, name, index, edge_limit, shared)
+        for one, name in zip(measured, names, strict=False)
+    ]
+    if other is not None:
+        change = difference(graph, other)
+        words = f"{names[1]} minus {names[0]}"
+        views.append(_view(change, words, index, edge_limit, _ranges([change])))
+    pictures, questions = pages_data(pages, index)
     return {
-        "about": [[key, v if isinstance(v, str) else rounded(v)] for key, v in graph.about],
         "arcs": layout.arcs,
         "bar": layout.bar,
         "components": [
             _component(part, box, index, heads)
-            for part, box in zip(graph.components, layout.boxes, strict=True)
+            for part, box in zip(whole.components, layout.boxes, strict=True)
         ],
-        # Arrays, not objects: a graph of heads has thousands of edges.
-        "edges": [
-            [index[edge.source], index[edge.target], rounded(edge.score), edge.reader]
-            for edge in shown
-        ],
-        "first": min(FIRST_EDGES, len(shown)),
+        "graphs": views,
         "layers": [[n, box.x, box.y, box.width, box.height] for n, box in layout.layers],
-        "omitted": len(graph.edges) - len(shown),
-        "paths": [[name, rounded(value)] for name, value in graph.paths],
-        "plans": [_plan(name, plan, graph, heads) for name, plan in _read(plans, graph, heads)],
-        "scale": _scale(graph),
+        "pages": questions,
+        "pictures": pictures,
+        "plans": [_plan(name, plan, whole, heads) for name, plan in _read(plans, whole, heads)],
         "size": [layout.width, layout.height],
         "stream": layout.stream,
         "units": layout.units,
+    }
+
+
+def _view(
+    graph: Circuit, name: str, index: Mapping[str, int], edge_limit: int, ranges: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return one graph: its numbers by component, its edges and paths."""
+    shown = graph.edges[:edge_limit]
+    links = [Link(index[edge.source], index[edge.target], edge.score) for edge in shown]
+    known = {part.name: part for part in graph.components}
+    numbers: list[dict[str, float | int]] = []
+    for part in (known.get(name) for name in index):
+        found = {key: rounded(value) for key, value in part.numbers.items()} if part else {}
+        numbers.append(found | ({"examples": part.examples} if part and part.examples else {}))
+    return {
+        "about": [[key, v if isinstance(v, str) else rounded(v)] for key, v in graph.about],
+        # Arrays, not objects: a graph of heads has thousands of edges.
+        "edges": [
+            [link.source, link.target, rounded(edge.score), edge.reader]
+            for link, edge in zip(links, shown, strict=True)
+        ],
+        "first": min(FIRST_EDGES, len(shown)),
+        "name": one_line(name),
+        "numbers": numbers,
+        "omitted": len(graph.edges) - len(shown),
+        "paths": [[path, rounded(value)] for path, value in graph.paths],
+        # Share, then the places of the path's edges in the list above.
+        "through": [
+            [[rounded(path.share, 4), *path.edges] for path in paths]
+            for paths in strongest_paths(len(index), links, PATHS)
+        ],
+        **ranges,
     }
 
 
@@ -78,7 +132,6 @@ def _component(
     """Return one component: its place in the picture and its numbers."""
     data: dict[str, Any] = {
         "cost": [list(entry) for entry in part.cost],
-        "examples": part.examples,
         "h": box.height,
         "heads": 0,
         "kind": part.kind,
@@ -89,7 +142,6 @@ def _component(
         "words": kind_words(part),
         "x": box.x,
         "y": box.y,
-        **{key: rounded(value) for key, value in part.numbers.items()},
     }
     if part.sublayer is not None and part.head is None:
         data["heads"] = len(heads.get(part.sublayer, ()))
@@ -98,18 +150,30 @@ def _component(
     return data
 
 
-def _scale(graph: Circuit) -> list[float | int]:
-    """Return the range of the effect bars: every whole sub-layer's score and effect, and 0.
+def _ranges(graphs: Sequence[Circuit]) -> dict[str, Any]:
+    """Return what sizes and colours are relative to.
 
-    A spread may reach beyond; widening the range for one noisy component would flatten the rest.
+    `scale` is the range of the effect bars: every whole sub-layer's score and effect, and 0. A
+    spread may reach beyond; widening the range for one noisy component would flatten the rest.
+    `largest` is the largest strength of a sub-layer and of a head, `strongest` that of an edge.
     """
     values = [0.0]
-    for part in graph.components:
+    largest = [0.0, 0.0]
+    for part in (part for graph in graphs for part in graph.components):
+        known = [part.numbers[key] for key in ("effect", "score") if key in part.numbers]
         if part.head is None:
-            values += [part.numbers[key] for key in ("score", "effect") if key in part.numbers]
+            values += known
+        if known:
+            level = int(part.head is not None)
+            largest[level] = max(largest[level], abs(known[0]))
     low, high = min(values), max(values)
     room = 0.12 * (high - low)
-    return [rounded(low - room if low < 0 else 0.0), rounded(high + room)]
+    strongest = max((abs(edge.score) for graph in graphs for edge in graph.edges[:1]), default=0.0)
+    return {
+        "largest": [rounded(value) for value in largest],
+        "scale": [rounded(low - room if low < 0 else 0.0), rounded(high + room)],
+        "strongest": rounded(strongest),
+    }
 
 
 def _read(

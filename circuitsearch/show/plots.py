@@ -4,53 +4,40 @@ Teacher, exhaustive baseline, every trial by who proposed it, the best student, 
 and the Pareto front: nothing else says faster whether a search was worth it. Error bars are 95 %
 intervals where the rows have them, one standard deviation over seeds elsewhere.
 
-The figure is drawn on its own canvas under matplotlib's default settings, whatever the user's
-session has set, and leaves those settings alone. Colours are Okabe and Ito's, which colour-blind
-readers tell apart; markers differ too. The same rows give the same SVG, byte for byte: identifiers
-come from a fixed salt and no date is written.
+Canvas, colours and files are those of `report_canvas`: the same rows give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from circuitsearch.core.budget import Limit
 from circuitsearch.core.cost import QUANTITIES, Quantity
 from circuitsearch.core.errors import ConfigError, DataError, choice_problem
 from circuitsearch.core.files import write_bytes
+from circuitsearch.show.report_canvas import (
+    BASELINE,
+    BEST,
+    GREY,
+    INK,
+    TRIALS,
+    canvas,
+    drawing,
+    inline_svg,
+    label,
+    saved,
+)
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.show.text import count, one_line
 
-__all__ = ["Measure", "pareto_front", "quality_against_cost"]
+__all__ = ["Measure", "pareto_front", "quality_against_cost", "quality_svg"]
 
 Measure = Literal["quality", "loss"]
 _MEASURES = {"quality": "ANLS (higher is better)", "loss": "Answer loss in nats (lower is better)"}
-_SETTINGS = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "grid.color": "#e3e8ec",
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "circuitsearch",
-    # A name such as "$x" is a name, not a formula.
-    "text.parse_math": False,
-}
-_INK, _BEST, _BASELINE, _TEACHER = "#17212b", "#0072b2", "#d55e00", "#17212b"
-_TRIALS = (("#009e73", "o"), ("#cc79a7", "^"), ("#e69f00", "v"), ("#56b4e9", "D"), ("#7d8b98", "P"))
 
 
 def quality_against_cost(
@@ -84,6 +71,49 @@ def quality_against_cost(
         DataError: no row has the measure, or rows count under different accountings or scopes.
         StorageError: a file cannot be written.
     """
+    with drawing():
+        axes = _drawn(rows, title, cost_label, limits, trials, quantity, measure)
+        for path, kind in ((svg_path, "svg"), (png_path, "png")):
+            write_bytes(path, saved(axes.figure, kind))
+
+
+def quality_svg(
+    rows: Sequence[ResultRow],
+    name: str,
+    words: str,
+    *,
+    limits: Sequence[Limit] = (),
+    trials: Sequence[ResultRow] = (),
+    quantity: Quantity = "parameters",
+) -> str:
+    """Return the same figure, of quality and without a title, as SVG to stand inside a page.
+
+    Args:
+        rows: the named rows, see `quality_against_cost`.
+        name: prefix of its identifiers.
+        words: what it shows, for readers who do not see it.
+        limits: the budget.
+        trials: rows drawn without names.
+        quantity: what the cost axis shows.
+
+    Raises:
+        DataError: no row has a quality, or rows count under different accountings or scopes.
+    """
+    with drawing():
+        axes = _drawn(rows, "", None, limits, trials, quantity, "quality")
+        return inline_svg(axes.figure, name, words)
+
+
+def _drawn(
+    rows: Sequence[ResultRow],
+    title: str,
+    cost_label: str | None,
+    limits: Sequence[Limit],
+    trials: Sequence[ResultRow],
+    quantity: Quantity,
+    measure: Measure,
+) -> Any:
+    """Check what is to be drawn and return the axes with everything on them."""
     if quantity not in QUANTITIES:
         raise ConfigError(choice_problem("Plot: quantity", quantity, QUANTITIES))
     if measure not in _MEASURES:
@@ -97,15 +127,13 @@ def quality_against_cost(
     named = [row for row in rows if getattr(row, measure) is not None]
     cloud = [row for row in trials if getattr(row, measure) is not None]
     lines = [limit for limit in limits if limit.name == units[0]]
-    label = units[0].replace("macs", "MACs") if cost_label is None else cost_label
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
-        # A name in a script that the font lacks is drawn as boxes, which is no reason to fail.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        axes = _axes(one_line(title), one_line(label), measure)
-        _draw(axes, named, cloud, lines, quantity, measure)
-        _save(axes.figure, png_path, svg_path)
+    words = units[0].replace("macs", "MACs") if cost_label is None else cost_label
+    axes = canvas(one_line(title))
+    axes.set_xlabel(one_line(words))
+    axes.set_ylabel(_MEASURES[measure])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(round(value))))
+    _draw(axes, named, cloud, lines, quantity, measure)
+    return axes
 
 
 def pareto_front(
@@ -127,17 +155,6 @@ def pareto_front(
     return front
 
 
-def _axes(title: str, label: str, measure: Measure) -> Any:
-    """Return empty axes; a bare Figure touches no global state, unlike pyplot."""
-    figure = Figure(figsize=(8.0, 5.0), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(label)
-    axes.set_ylabel(_MEASURES[measure])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(round(value))))
-    return axes
-
-
 def _draw(
     axes: Any,
     named: Sequence[ResultRow],
@@ -149,9 +166,9 @@ def _draw(
     """Draw everything, the most important last."""
     for limit in limits:
         text = "budget" if limit.text in ("", str(limit.maximum)) else f"budget {limit.text}"
-        axes.axvline(limit.maximum, color=_INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
+        axes.axvline(limit.maximum, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
         axes.annotate(
-            one_line(text),
+            label(text),
             (limit.maximum, 1.0),
             xycoords=axes.get_xaxis_transform(),
             xytext=(4, -3),
@@ -162,15 +179,15 @@ def _draw(
     front = pareto_front([*named, *cloud], quantity, measure)
     if len(front) > 1:
         costs, values = zip(*front, strict=True)
-        axes.step(costs, values, where="post", color="#7d8b98", linewidth=1.2, label="Pareto front")
+        axes.step(costs, values, where="post", color=GREY, linewidth=1.2, label="Pareto front")
     sources = list(dict.fromkeys(sorted(row.source for row in cloud)))
     for place, source in enumerate(sources):
-        color, marker = _TRIALS[place % len(_TRIALS)]
+        color, marker = TRIALS[place % len(TRIALS)]
         group = [row for row in cloud if row.source == source]
         style = {"color": color, "fmt": marker, "ms": 5, "alpha": 0.75, "label": f"trial, {source}"}
         _points(axes, group, quantity, measure, style)
-    for label, group, style in _roles(named):
-        _points(axes, group, quantity, measure, {**style, "label": label})
+    for role, group, style in _roles(named):
+        _points(axes, group, quantity, measure, {**style, "label": role})
     _finish(axes, named, quantity, measure)
     _label(axes, named, quantity, measure)
 
@@ -178,10 +195,10 @@ def _draw(
 def _roles(named: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow], dict[str, Any]]]:
     """Group the named rows by what they are: label, rows, style."""
     roles: dict[str, tuple[list[ResultRow], dict[str, Any]]] = {
-        "student": ([], {"color": "#7d8b98", "fmt": "P", "ms": 8}),
-        "exhaustive": ([], {"color": _BASELINE, "fmt": "s", "ms": 7}),
-        "teacher": ([], {"color": _TEACHER, "fmt": "*", "ms": 13}),
-        "best": ([], {"color": _BEST, "fmt": "D", "ms": 9}),
+        "student": ([], {"color": GREY, "fmt": "P", "ms": 8}),
+        "exhaustive": ([], {"color": BASELINE, "fmt": "s", "ms": 7}),
+        "teacher": ([], {"color": INK, "fmt": "*", "ms": 13}),
+        "best": ([], {"color": BEST, "fmt": "D", "ms": 9}),
     }
     for row in named:
         role = "student"
@@ -192,7 +209,7 @@ def _roles(named: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow], dict[
         elif row.source == "exhaustive":
             role = "exhaustive"
         roles[role][0].append(row)
-    return [(label, group, style) for label, (group, style) in roles.items() if group]
+    return [(role, group, style) for role, (group, style) in roles.items() if group]
 
 
 def _points(
@@ -213,7 +230,7 @@ def _points(
         markeredgecolor="white",
         markeredgewidth=0.8,
         zorder=4 if style["fmt"] in "D*s" else 3,
-        **{**style, "label": one_line(style["label"])},
+        **{**style, "label": label(style["label"])},
     )
 
 
@@ -242,7 +259,7 @@ def _label(axes: Any, named: Sequence[ResultRow], quantity: Quantity, measure: M
     for row in named:
         point = (_cost(row, quantity), _value(row, measure))
         x, y = axes.transData.transform(point) * points_per_pixel
-        name = one_line(row.name)
+        name = label(row.name)
         width, height = 6.0 * len(name), 11.0  # of a 9-point font, roughly
         # Right above, right below, then further up: the first place that is free.
         for right, up in ((8.0, 6.0), (8.0, -14.0), *((8.0, 18.0 + 11 * n) for n in range(20))):
@@ -260,15 +277,6 @@ def _overlap(
 ) -> bool:
     """Whether two boxes (left, bottom, right, top) share an area."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _save(figure: Any, png_path: str | os.PathLike[str], svg_path: str | os.PathLike[str]) -> None:
-    """Write both files without date, version or other facts about the machine."""
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    for path, kind, facts in ((svg_path, "svg", nothing), (png_path, "png", {"Software": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=facts)
-        write_bytes(path, buffer.getvalue())
 
 
 def _cost(row: ResultRow, quantity: Quantity) -> int:

@@ -9,141 +9,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 from circuitsearch.core.components import Kind, SubLayer
-from circuitsearch.core.cost import Accounting, Cost, Scope, ScopeCost
+from circuitsearch.core.cost import ACCOUNTINGS, Accounting, Cost, Scope, ScopeCost
 from circuitsearch.core.difference import Difference
-from circuitsearch.core.errors import (
-    CircuitSearchError,
-    DataError,
-    integer_problems,
-    raise_together,
-)
-from circuitsearch.core.files import record_fields
+from circuitsearch.core.errors import CircuitSearchError, DataError, raise_together
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.show.report_row import ResultRow, SearchCost
 
-__all__ = ["ResultRow", "SearchCost", "by_plan", "plan_glyphs", "result_rows"]
-
-
-@dataclass(frozen=True)
-class SearchCost:
-    """What it took to find a student.
-
-    Attributes:
-        trainings: pairs (number of trainings, optimiser steps of each).
-        passes: forward passes spent on scoring and on evaluating plans.
-    """
-
-    trainings: tuple[tuple[int, int], ...] = ()
-    passes: int = 0
-
-    def __post_init__(self) -> None:
-        """Bring JSON's lists into tuples; refuse negative counts, all together."""
-        pairs = tuple((amount, steps) for amount, steps in self.trainings)
-        object.__setattr__(self, "trainings", pairs)
-        problems = integer_problems("passes", self.passes)
-        for amount, steps in pairs:
-            problems += integer_problems("trainings", amount) + integer_problems("steps", steps)
-        raise_together(problems, DataError, "Search cost")
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of all trainings together."""
-        return sum(amount * steps for amount, steps in self.trainings)
-
-    def __str__(self) -> str:
-        """Return e.g. "64 x 300 steps + 12,288 passes"; "0" when nothing was spent."""
-        parts = [f"{amount:,} x {steps:,} steps" for amount, steps in self.trainings if amount]
-        if self.passes:
-            parts.append(f"{self.passes:,} passes")
-        return " + ".join(parts) or "0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultRow:
-    """One line of a result table.
-
-    Attributes:
-        name: what the row is called: `teacher`, `T1`, `best`, ...
-        rank: place among the students of the table by quality, then loss; None for the teacher.
-        plan: canonical text of the plan.
-        glyphs: the plan as a picture, see `plan_glyphs`.
-        phase: phase of the measurements.
-        source: who proposed the plan; several names are joined by commas.
-        quality: mean ANLS in [0, 1] over the seeds; None when no answers were generated.
-        quality_low: lower end of the 95 % interval; over several seeds, the mean of their ends.
-        quality_high: upper end of the same interval.
-        quality_sd: sample standard deviation over seeds; None for a single seed.
-        exact: share of exactly right answers, mean over seeds.
-        exact_sd: its standard deviation over seeds.
-        loss: mean answer loss in nats, mean over seeds.
-        loss_sd: its standard deviation over seeds.
-        seeds: the training seeds, ascending.
-        examples: number of examples behind each measurement.
-        steps: optimiser steps of each training.
-        accounting: who counts parameters and MACs: `paper` or `cached`.
-        scope: what they are counted for.
-        parameters: parameters of the student.
-        parameters_share: parameters as a share of the teacher's.
-        macs: multiply-adds of the student.
-        macs_share: multiply-adds as a share of the teacher's.
-        search_cost: what finding it took; None when unknown.
-        difference: this row's ANLS minus that of another row, paired by question; None where that
-            was not computed, and in the other row itself.
-        difference_to: name of that other row.
-        notes: what a reader must know about the row.
-    """
-
-    name: str
-    rank: int | None
-    plan: str
-    glyphs: str
-    phase: str
-    source: str
-    quality: float | None = None
-    quality_low: float | None = None
-    quality_high: float | None = None
-    quality_sd: float | None = None
-    exact: float | None = None
-    exact_sd: float | None = None
-    loss: float
-    loss_sd: float | None = None
-    seeds: tuple[int, ...]
-    examples: int
-    steps: int
-    accounting: Accounting
-    scope: Scope
-    parameters: int
-    parameters_share: float
-    macs: int
-    macs_share: float
-    search_cost: SearchCost | None = None
-    difference: Difference | None = None
-    difference_to: str | None = None
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as a JSON object; `from_json` reads it back equal."""
-        return {**asdict(self), "seeds": list(self.seeds), "notes": list(self.notes)}
-
-    @classmethod
-    def from_json(cls, data: Any) -> ResultRow:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DataError: a field is missing or unknown.
-        """
-        values = record_fields(cls, data)
-        values["seeds"] = tuple(values["seeds"])
-        values["notes"] = tuple(values.get("notes", ()))
-        if values.get("search_cost") is not None:
-            values["search_cost"] = SearchCost(**record_fields(SearchCost, values["search_cost"]))
-        if values.get("difference") is not None:
-            values["difference"] = Difference.from_json(values["difference"])
-        return cls(**values)
+__all__ = [
+    "ResultRow",
+    "SearchCost",
+    "by_plan",
+    "plan_glyphs",
+    "recounted",
+    "result_rows",
+    "trial_rows",
+]
 
 
 def by_plan(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
@@ -228,30 +113,97 @@ def result_rows(
             problems.append(f"{name}: {error}")
     raise_together(problems, DataError, "Result table")
 
-    teacher = groups[teachers[0]][0]
-    layers = 1 + max((one.layer for one in Plan.parse(teacher.plan).sublayers), default=-1)
     whole = costs[teachers[0]]
+    layers = _layers(groups[teachers[0]][0].plan)
     ranks = _ranks({name: group for name, group in groups.items() if name != teachers[0]}, costs)
     return tuple(
-        ResultRow(
-            name=name,
+        replace(
+            _row(name, group, accounting, scope, whole, layers),
             rank=ranks.get(name),
-            plan=str(Plan.parse(group[0].plan)),
-            glyphs=plan_glyphs(Plan.parse(group[0].plan), layers),
-            accounting=accounting,
-            scope=scope,
-            parameters=costs[name].parameters,
-            parameters_share=costs[name].parameters / max(whole.parameters, 1),
-            macs=costs[name].macs,
-            macs_share=costs[name].macs / max(whole.macs, 1),
             search_cost=(search or {}).get(name),
             difference=(differences or {}).get(name),
             difference_to=difference_to if name in (differences or {}) else None,
             notes=tuple((notes or {}).get(name, ())),
-            **_summary(group),
         )
         for name, group in groups.items()
     )
+
+
+def trial_rows(measurements: Iterable[Measurement], teacher: ResultRow) -> tuple[ResultRow, ...]:
+    """Turn a study's measurements into rows without rank, in the teacher's accounting and scope.
+
+    Args:
+        measurements: in the order of their trials; a plan's phases are rows of their own.
+        teacher: the teacher's row of the final comparison; shares refer to it.
+
+    Raises:
+        DataError: a measurement lacks the cost that the teacher's row has.
+    """
+    whole = ScopeCost(teacher.parameters, teacher.macs)
+    layers = _layers(teacher.plan)
+    try:
+        return tuple(
+            _row(name, group, teacher.accounting, teacher.scope, whole, layers)
+            for name, group in by_plan(measurements).items()
+            if group[0].phase != "teacher"
+        )
+    except (CircuitSearchError, AttributeError) as error:
+        raise DataError(f"Trials of a search: {error}") from error
+
+
+def recounted(row: ResultRow, teacher: ResultRow, accounting: Accounting) -> ResultRow | None:
+    """Return a row with its MACs under another accounting; None when it does not know them.
+
+    Args:
+        row: the row.
+        teacher: the teacher's row, of which MACs are a share.
+        accounting: the accounting. Parameters are the same under both.
+    """
+    if accounting not in row.macs_in or accounting not in teacher.macs_in:
+        return None
+    macs = row.macs_in[accounting]
+    share = macs / max(teacher.macs_in[accounting], 1)
+    return replace(row, accounting=accounting, macs=macs, macs_share=share)
+
+
+def _row(
+    name: str,
+    group: Sequence[Measurement],
+    accounting: Accounting,
+    scope: Scope,
+    whole: ScopeCost,
+    layers: int,
+) -> ResultRow:
+    """Return the row of one plan, without what only a comparison knows."""
+    plan, spent = Plan.parse(group[0].plan), _spent(group[0], accounting, scope)
+    return ResultRow(
+        name=name,
+        rank=None,
+        plan=str(plan),
+        glyphs=plan_glyphs(plan, layers),
+        accounting=accounting,
+        scope=scope,
+        parameters=spent.parameters,
+        parameters_share=spent.parameters / max(whole.parameters, 1),
+        macs=spent.macs,
+        macs_share=spent.macs / max(whole.macs, 1),
+        macs_in={one: _spent(group[0], one, scope).macs for one in _counted(group[0], scope)},
+        **_summary(group),
+    )
+
+
+def _layers(teacher: str) -> int:
+    """Return the number of layers of a teacher by its plan, which keeps everything."""
+    return 1 + max((one.layer for one in Plan.parse(teacher).sublayers), default=-1)
+
+
+def _counted(one: Measurement, scope: Scope) -> list[Accounting]:
+    """Return the accountings under which a measurement knows the cost of a scope."""
+    return [
+        name
+        for name in ACCOUNTINGS
+        if name in one.cost and scope in Cost.from_json(one.cost[name]).scopes
+    ]
 
 
 def _group_problems(name: str, group: Sequence[Measurement]) -> list[str]:
@@ -259,14 +211,14 @@ def _group_problems(name: str, group: Sequence[Measurement]) -> list[str]:
     if not group:
         return [f"{name}: there is no measurement"]
     problems = []
-    for field in ("plan_hash", "phase", "examples", "steps"):
-        values = sorted({str(getattr(one, field)) for one in group})
+    for entry in ("plan_hash", "phase", "examples", "steps"):
+        values = sorted({str(getattr(one, entry)) for one in group})
         if len(values) > 1:
-            problems.append(f"{name}: measurements differ in {field}: {', '.join(values)}")
+            problems.append(f"{name}: measurements differ in {entry}: {', '.join(values)}")
     problems += [
-        f"{name}: {field} is known for some seeds only"
-        for field in ("quality", "exact")
-        if len({getattr(one, field) is None for one in group}) > 1
+        f"{name}: {entry} is known for some seeds only"
+        for entry in ("quality", "exact")
+        if len({getattr(one, entry) is None for one in group}) > 1
     ]
     seeds = [one.seed for one in group]
     repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
@@ -294,10 +246,10 @@ def _summary(group: Sequence[Measurement]) -> dict[str, Any]:
         "seeds": tuple(sorted(one.seed for one in group)),
         "source": ", ".join(dict.fromkeys(one.source for one in group)),
     }
-    for field in ("quality", "exact", "loss"):
-        values[field], values[f"{field}_sd"] = _mean_sd([getattr(one, field) for one in group])
-    for field in ("quality_low", "quality_high"):
-        values[field], _ = _mean_sd([getattr(one, field) for one in group])
+    for name in ("quality", "exact", "loss"):
+        values[name], values[f"{name}_sd"] = _mean_sd([getattr(one, name) for one in group])
+    for name in ("quality_low", "quality_high"):
+        values[name], _ = _mean_sd([getattr(one, name) for one in group])
     return values
 
 

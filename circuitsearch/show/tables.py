@@ -27,6 +27,7 @@ __all__ = [
     "print_paths",
     "print_rows",
     "print_scores",
+    "result_cells",
     "show_table",
     "table_notes",
 ]
@@ -41,16 +42,27 @@ _COLUMNS = (
     "Exact",
     "Parameters",
     "MACs",
+    "Other MACs",  # of the other accounting, whose name its heading gives
     "Search cost",
     "Source",
 )
-_DETAILS = frozenset(("Plan", "Search cost", "Source"))  # left out on narrow terminals
-_WIDE = 130  # terminal columns that every column of the table needs,
+# Left out on narrow terminals.
+_DETAILS = frozenset(("Plan", "Other MACs", "Search cost", "Source"))
+_WIDE = 148  # terminal columns that every column of the table needs,
 _WIDER = 18  # and that a column of differences needs beside them
 _CODE = frozenset(("Plan", "Kept"))
 # Made of numbers alone: right-aligned, and nothing in them needs escaping.
 _NUMBERS = frozenset(
-    ("Rank", "ANLS [95 % interval]", "Difference", "Exact", "Parameters", "MACs", "Search cost")
+    (
+        "Rank",
+        "ANLS [95 % interval]",
+        "Difference",
+        "Exact",
+        "Parameters",
+        "MACs",
+        "Other MACs",
+        "Search cost",
+    )
 )
 
 
@@ -63,7 +75,7 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     _check_same_unit(rows)
     columns = _columns(rows)
     lines = [
-        f"| {' | '.join(columns)} |",
+        f"| {' | '.join(_heading(name, rows) for name in columns)} |",
         "|" + "|".join(" ---: " if name in _NUMBERS else " --- " for name in columns) + "|",
     ]
     for row in rows:
@@ -80,6 +92,22 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def result_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the table's headings, its cells as unescaped text, and which columns are numbers.
+
+    Raises:
+        DataError: the rows count under different accountings or scopes.
+    """
+    _check_same_unit(rows)
+    columns = _columns(rows)
+    cells = [
+        [cell for name, cell in zip(_COLUMNS, _cells(row), strict=True) if name in columns]
+        for row in rows
+    ]
+    numbers = [place for place, name in enumerate(columns) if name in _NUMBERS]
+    return [_heading(name, rows) for name in columns], cells, numbers
+
+
 def print_rows(rows: Sequence[ResultRow], console: Console) -> None:
     """Print the rows as a table; the best student is bold.
 
@@ -89,13 +117,17 @@ def print_rows(rows: Sequence[ResultRow], console: Console) -> None:
     _check_same_unit(rows)
     cells = [dict(zip(_COLUMNS, _cells(row), strict=True)) for row in rows]
     columns = _columns(rows)
-    longest = (max(len(one_line(row[name])) for row in (*cells, {name: name})) for name in columns)
+    longest = (
+        max(len(one_line(row[name])) for row in (*cells, {name: _heading(name, rows)}))
+        for name in columns
+    )
     stacked = console.is_terminal and sum(width + 2 for width in longest) > console.width
     narrow = stacked and console.width < _WIDE + _WIDER * ("Difference" in columns)
     names = [name for name in columns if not (narrow and name in _DETAILS)]
     table = blank_table()
     for name in names:
         heading = {"Rank": "#"}.get(name, name.replace(" [", "\n[")) if stacked else name
+        heading = _heading(name, rows) if name == "Other MACs" else heading
         # Numbers and pictures of plans are unreadable when folded; names and plans may be.
         folds = name in ("Student", "Plan", "Source")
         table.add_column(
@@ -168,9 +200,25 @@ def print_paths(paths: Mapping[str, Any], console: Console) -> None:
 
 
 def _columns(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    """Return the columns of a table: differences only where some were computed."""
-    compared = any(row.difference is not None for row in rows)
-    return tuple(name for name in _COLUMNS if compared or name != "Difference")
+    """Return the columns of a table: only those that some row fills."""
+    absent = set()
+    if all(row.difference is None for row in rows):
+        absent.add("Difference")
+    if all(_other(row) is None for row in rows):
+        absent.add("Other MACs")
+    return tuple(name for name in _COLUMNS if name not in absent)
+
+
+def _heading(name: str, rows: Sequence[ResultRow]) -> str:
+    """Return what stands above a column."""
+    if name != "Other MACs":
+        return name
+    return next(f"MACs ({found})" for found in map(_other, rows) if found is not None)
+
+
+def _other(row: ResultRow) -> str | None:
+    """Return the accounting beside the row's own under which its MACs are known, if any."""
+    return next((name for name in row.macs_in if name != row.accounting), None)
 
 
 def blank_table() -> Table:
@@ -201,7 +249,8 @@ def table_notes(rows: Sequence[ResultRow]) -> list[str]:
     first = rows[0]
     notes = [
         f"Parameters and MACs: {first.scope}, accounting {first.accounting}; in brackets the share "
-        "of the teacher.",
+        "of the teacher."
+        + "".join(f" MACs ({other}): the other accounting." for other in [_other(first)] if other),
         "ANLS is a mean from 0 to 1 with its 95 % bootstrap interval, clustered by document.",
     ]
     if any(len(row.seeds) > 1 for row in rows):
@@ -241,6 +290,7 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
         _mean(row.exact, row.exact_sd),
         f"{count(row.parameters)}\n({100 * row.parameters_share:.4g} %)",
         f"{count(row.macs)}\n({100 * row.macs_share:.4g} %)",
+        DASH if (other := _other(row)) is None else count(row.macs_in[other]),
         DASH if row.search_cost is None else str(row.search_cost).replace(" + ", "\n+ "),
         one_line(row.source),
     )

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from circuitsearch.core.files import plain
 from circuitsearch.core.text import escape_markdown, one_line
 
-__all__ = ["DASH", "count", "escape_markdown", "one_line", "rounded", "share", "signed"]
+__all__ = [
+    "DASH",
+    "count",
+    "escape_markdown",
+    "flat",
+    "one_line",
+    "rounded",
+    "rounded_json",
+    "share",
+    "signed",
+]
 
 DASH = "\N{EN DASH}"  # what stands where nothing is known
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
@@ -46,3 +59,24 @@ def rounded(number: float, digits: int = 6) -> float | int:
         return number
     value = float(f"{number:.{digits}g}")
     return int(value) if value == int(value) and abs(value) < 2**53 else value
+
+
+def rounded_json(value: Any) -> Any:
+    """Return plain JSON with every float rounded to six significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded_json(one) for one in value]
+    return rounded(value) if isinstance(value, float) else value
+
+
+def flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield facts as text, nested names joined by dots, in the order given."""
+    for key, value in facts.items():
+        name = f"{before}{key}"
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(str(rounded_json(plain(one))) for one in value)
+        else:
+            yield name, str(rounded_json(plain(value)))

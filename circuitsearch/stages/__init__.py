@@ -8,7 +8,9 @@ pages' hash, the settings. Nothing here knows an architecture or a data format.
 from .baselines import propose
 from .comparing import compare
 from .discover import draw_circuit, score, trace_paths
+from .distilling import distill_plan
 from .inputs import compute_features, documents, fit, load, plan_space
+from .pricing import measure_time, price
 from .ranking import Ranking, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import fork, join, promote, search, versions
@@ -24,6 +26,7 @@ __all__ = [
     "card_facts",
     "compare",
     "compute_features",
+    "distill_plan",
     "documents",
     "draw_circuit",
     "evaluate",
@@ -32,9 +35,11 @@ __all__ = [
     "hand_over",
     "join",
     "load",
+    "measure_time",
     "outputs",
     "plan_space",
     "preview",
+    "price",
     "promote",
     "propose",
     "rank",

@@ -1,4 +1,4 @@
-"""Report stages: table, plot, circuit page, the best student as a checkpoint."""
+"""Report stages: table, plot, circuit page, report, the best student as a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
 from circuitsearch.show.plots import quality_against_cost
-from circuitsearch.show.report import write_result
-from circuitsearch.show.rows import ResultRow, by_plan, result_rows
+from circuitsearch.show.report import REPORT_FILE, write_report, write_result
+from circuitsearch.show.report_material import teacher_of
+from circuitsearch.show.report_record import RECORD_FILE
+from circuitsearch.show.rows import ResultRow, trial_rows
 from circuitsearch.show.viewer import write_circuit_html
 from circuitsearch.students.saving.card import CardFacts
 from circuitsearch.students.saving.checkpoint import save_student
@@ -27,7 +29,9 @@ from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import CONFIG_FILE, Workspace
 
+from .comparing import BEST
 from .kept_answers import FinalUses
+from .recording import record_of
 from .searching import best_of
 from .speeds import write_speeds
 from .training import StudentTrainer
@@ -40,10 +44,12 @@ def report(
     trainer: StudentTrainer,
     rows: Sequence[ResultRow],
     study: Study,
+    chosen: Study,
     scores: Scores,
     circuit: Mapping[str, Any],
+    pages: Sequence[Page],
 ) -> dict[str, Any]:
-    """Write result table, speeds, plot and circuit page; return the table's JSON."""
+    """Write result table, speeds, plot, circuit page and report; return the table's JSON."""
     config, folder = work.config, work.folder
     facts = {
         "title": f"Search {config.name}",
@@ -71,7 +77,7 @@ def report(
         rows,
         folder / "quality.png",
         folder / "quality.svg",
-        trials=_trial_rows(trainer, study),
+        trials=trial_rows(study.measurements(), teacher_of(rows)),
         title=f"{config.name}: quality against cost",
         limits=[
             limit
@@ -83,6 +89,8 @@ def report(
     write_circuit_html(
         circuit, folder / "circuit.html", plans=plans, title=f"Circuit of {config.teacher}"
     )
+    record_of(work, trainer, rows, pages, BEST).write(folder)
+    write_report(folder, study, further=[] if chosen is study else [chosen])
     written: dict[str, Any] = read_json(data)
     return written
 
@@ -91,12 +99,6 @@ def _final_plans(work: Workspace, rows: Sequence[ResultRow]) -> int:
     """Return how many plans met the final pages; versions that did not count left their rows."""
     shown = [Plan.parse(row.plan).hash for row in rows if row.phase != "teacher"]
     return FinalUses(work.folder).plans(besides=shown)
-
-
-def _trial_rows(trainer: StudentTrainer, study: Study) -> tuple[ResultRow, ...]:
-    """Return the search's own measurements as rows (the teacher gives their shares)."""
-    named = {"teacher": [trainer.measured_teacher()], **by_plan(study.measurements())}
-    return tuple(row for row in result_rows(named) if row.phase != "teacher")
 
 
 def _trust(study: Study) -> str:
@@ -155,6 +157,8 @@ def outputs(work: Workspace) -> dict[str, Path]:
     """Return what a search leaves in its folder, by name."""
     folder = work.folder
     named = {
+        "report": folder / REPORT_FILE,
+        "report (JSON)": folder / RECORD_FILE,
         "result": folder / "result.md",
         "result (JSON)": folder / "result.json",
         "speed": folder / "speed.md",

@@ -13,6 +13,7 @@ from circuitsearch import __version__
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.progress import Work
 from circuitsearch.search import transfer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
@@ -114,16 +115,17 @@ def _run(
 ) -> Ending:
     """Run a study in this process and tell how it goes."""
     settings = work.config.search
-    ending = study.run(
-        trainer,
-        settings.trainings,
-        warm,
-        _teller(work, study, settings.trainings),
-        admit=admission(work, trainer.teacher, study.space),
-        max_failures=settings.max_failures,
-        lease=settings.lease_seconds,
-        resume=resume,
-    )
+    with work.say.budget(f"search {work.config.name}") as spent:
+        ending = study.run(
+            trainer,
+            settings.trainings,
+            warm,
+            _teller(work, study, settings.trainings, spent),
+            admit=admission(work, trainer.teacher, study.space),
+            max_failures=settings.max_failures,
+            lease=settings.lease_seconds,
+            resume=resume,
+        )
     refused = study.status().refused
     if refused:
         work.say.note(f"{refused} plans were left out: measured, they are over a limit")
@@ -134,16 +136,24 @@ def _run(
     return ending
 
 
-def _teller(work: Workspace, study: Study, trainings: int) -> Callable[[TrialRecord], None]:
-    """Return what says each trial's result, with the best so far."""
-    best = max((m.quality or 0.0 for m in study.measurements()), default=0.0)
+def _teller(
+    work: Workspace, study: Study, trainings: int, spent: Work
+) -> Callable[[TrialRecord], None]:
+    """Return what says each trial's result, with the best so far; say how far the study is."""
+
+    def budget() -> float:
+        ranked = _ranked(study)
+        found = f"best {ranked[0].quality or 0.0:.3f} {ranked[0].plan}" if ranked else ""
+        spent(min(len(ranked), trainings), trainings, found)
+        return (ranked[0].quality or 0.0) if ranked else 0.0
+
+    budget()
 
     def tell(trial: TrialRecord) -> None:
-        nonlocal best
+        best = budget()
         if trial.measurement is None or trial.measurement.quality is None:
             work.say.note(f"trial {trial.number + 1}: {trial.plan} failed: {trial.failure}")
             return
-        best = max(best, trial.measurement.quality)
         work.say.note(
             f"trial {trial.number + 1} of {trainings}: {trial.plan} "
             f"[{trial.source}] ANLS {trial.measurement.quality:.3f}, best {best:.3f}"
@@ -168,8 +178,9 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
     sources = {trial.plan_hash: trial.source for trial in study.trials()}
     plans = [(Plan.parse(one.plan), sources[one.plan_hash]) for one in chosen]
     admit = admission(work, trainer.teacher, study.space)
-    tell = _teller(work, phase, len(plans))
-    phase.run(evaluate, len(plans), plans, tell, admit=admit, resume=True)
+    with work.say.budget(f"full distillation of the best {len(plans)}") as spent:
+        tell = _teller(work, phase, len(plans), spent)
+        phase.run(evaluate, len(plans), plans, tell, admit=admit, resume=True)
     return phase
 
 

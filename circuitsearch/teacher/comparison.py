@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from circuitsearch.core.answers import AnlsRule, Answer, Answers
-from circuitsearch.core.difference import Difference
+from circuitsearch.core.difference import DRAWS, Difference
 from circuitsearch.core.errors import DataError, raise_together
 from circuitsearch.core.files import seed_from
 
@@ -32,7 +32,7 @@ def compare_answers(
     *,
     rule: AnlsRule = "rrc",
     seed: int = 0,
-    draws: int = 10_000,
+    draws: int = DRAWS,
 ) -> dict[str, Difference]:
     """Compare two models that answered the same questions.
 

@@ -31,7 +31,7 @@ BAD = {
     "empty budget": ("name: a\noutput: o\nbudget: []\n", r"line 3: budget: .*at least 1"),
     "unknown quantity": (
         GOOD.replace("parameters", "parameter"),
-        r"line 4: budget\[0\].quantity: .*'parameters' or 'macs', got 'parameter'",
+        r"line 4: budget\[0\].quantity: .*'macs' or 'latency'.* did you mean 'parameters'\?",
     ),
     "number out of range": (
         GOOD + "distill: {steps: 0}\n",
@@ -43,7 +43,7 @@ BAD = {
     ),
     "unknown data source": (
         GOOD + "data: {source: pdf}\n",
-        r"line 5: data: .*'pdf'.*'rendered', 'docvqa', 'huggingface'",
+        r"line 5: data.source: got 'pdf', allowed are rendered, docvqa, huggingface",
     ),
     "shares above one": (
         GOOD + "data:\n  source: docvqa\n  path: x.json\n"
@@ -81,8 +81,8 @@ BAD = {
     "name with a slash": (GOOD.replace("trial", "a/b"), r"line 1: name: .*pattern"),
     "key given twice": (GOOD + "name: other\n", r"line 5: name is given twice \(first in line 1\)"),
     "not YAML": (GOOD + "data: [\n", r"not valid YAML"),
-    "a list": ("- a\n- b\n", r"expected `key: value` lines, got list"),
-    "nothing": ("", r"expected `key: value` lines, got NoneType"),
+    "a list": ("- a\n- b\n", r"expected `key: value` lines, got a list"),
+    "nothing": ("", r"expected `key: value` lines, got nothing"),
 }
 
 
@@ -127,7 +127,23 @@ def test_overrides_win_over_the_file(tmp_path):
     assert (config.search.trainings, config.final.seeds, config.teacher) == (3, [4, 5], "other")
 
 
-@pytest.mark.parametrize("override", ["search.trainings", "=3", "name.sub=3"])
+def test_an_override_reaches_into_lists_and_is_named_when_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(GOOD + "distill: {learning_rate: 1e-4}\n")
+    config = load_config(path, ["budget.0.limit=40%"])
+    assert (config.budget[0].limit, config.distill.learning_rate) == ("40%", 1e-4)
+    message = r"override 'budget.0.limit=140%': budget\[0\].limit: got '140%'.*at most 100%"
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, ["budget.0.limit=140%"])
+    path.write_text(GOOD + "distill: {learning_rate: -1}\n")
+    with pytest.raises(ConfigError, match=r"line 5: distill.learning_rate: .*greater.*got -1"):
+        load_config(path, ["seed=4"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["search.trainings", "=3", "name.sub=3", "budget.1.limit=3", "budget.x=3", "seed=2024-13-45"],
+)
 def test_bad_overrides_are_refused(tmp_path, override):
     path = tmp_path / "search.yaml"
     path.write_text(GOOD)

@@ -1,7 +1,14 @@
 """Progress: lines for pipes, bars for terminals, markup of untrusted text never interpreted."""
 
 import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from circuitsearch.progress import LineReporter, QuietReporter, TerminalReporter
@@ -57,3 +64,91 @@ def test_quiet_says_nothing(capsys):
         work(1, 2)
     QuietReporter().note("anything")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_budget_in_lines_says_where_it_begins(monkeypatch):
+    reporter, stream = _lines(monkeypatch, 4)
+    with reporter.budget("search a") as spent:
+        spent(3, 10, "best 0.512 C3")
+        spent(4, 10, "best 0.512 C3")
+    assert [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()] == [
+        "search a: 3 of 10 done, best 0.512 C3"
+    ]
+
+
+SCRIPT = """
+import time
+from circuitsearch.progress import reporter
+say = reporter()
+with say.budget("search [a]") as spent:
+    spent(2, 10, "best 0.512 M0 C2")
+    with say.stage("distilling C3[0-3]") as work:
+        for step in range(1, 5):
+            time.sleep(0.3)
+            work(step, 40, "loss 0.5")
+    say.note("trial 3 of 10: C3[0-3]")
+    spent(3, 10, "best 0.733 C3[0-3]")
+    time.sleep(0.6)
+"""
+
+
+def _run(terminal, **variables):
+    """Run the script with standard error on a pseudo-terminal or a pipe; return both streams."""
+    environment = {**os.environ, "COLUMNS": "120", "LINES": "30", "PYTHONPATH": str(Path.cwd())}
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        environment.pop(name, None)
+    environment |= {"TERM": "xterm-256color", **variables}
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # Linux's way of saying that the terminal was closed
+                break
+            if not part:
+                break
+            seen += part
+        out = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0, seen
+    return seen.decode(), out
+
+
+def test_a_terminal_sees_budget_running_training_and_best():
+    seen, out = _run(terminal=True)
+    assert out == b""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    assert "\x1b[" in seen
+    together = [part for part in plain.split("search [a]") if "distilling C3[0-3]" in part]
+    assert together, plain  # both bars are on the screen at once
+    for words in ("2/10", "best 0.512 M0 C2", "3/40", "loss 0.5", "11 s left", "best 0.733"):
+        assert words in plain, words
+    assert "\N{CHECK MARK} distilling C3[0-3] 1 s" in plain
+    assert "trial 3 of 10: C3[0-3]" in plain
+
+
+def test_colours_can_be_switched_off_on_a_terminal():
+    seen, _ = _run(terminal=True, NO_COLOR="1")
+    assert "best 0.733" in seen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", seen)  # bold may stay; no colour
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables"),
+    [(False, {}), (False, {"FORCE_COLOR": "1"}), (True, {"TERM": "dumb"})],
+)
+def test_everything_else_gets_timestamped_lines(terminal, variables):
+    seen, out = _run(terminal, **variables)
+    assert out == b""
+    lines = seen.replace("\r", "").splitlines()
+    assert all(re.match(r"(\x1b\[\S*)?\d\d:\d\d:\d\d ", line) for line in lines), seen
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "search [a]: 2 of 10 done, best 0.512 M0 C2",
+        "distilling C3[0-3]",
+        "  distilling C3[0-3]: done in 1 s",
+        "trial 3 of 10: C3[0-3]",
+    ]

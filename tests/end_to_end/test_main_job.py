@@ -18,6 +18,8 @@ FILES = [
     "study.db",
     "result.md",
     "result.json",
+    "report.html",
+    "report.json",
     "quality.png",
     "quality.svg",
     "page.png",
@@ -52,6 +54,27 @@ def test_run_again_does_no_finished_work_again(finished):
         assert stage not in again.stderr
     resumed = circuitsearch("resume", output, "--json")
     assert json.loads(resumed.stdout) == json.loads(table)
+
+
+def test_the_report_is_made_again_from_the_folder_alone(finished, tmp_path):
+    _, output, _ = finished
+    page = (output / "report.html").read_bytes()
+    circuitsearch("report", output)
+    assert (output / "report.html").read_bytes() == page
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("result.json", "report.json", "scores.json", "speed.json", "study.db"):
+        (moved / name).write_bytes((output / name).read_bytes())
+    done = circuitsearch("report", moved, "--html", tmp_path / "sub" / "r.html")
+    assert str(tmp_path / "sub" / "r.html") in done.stderr
+    # the same but for links: it does not lie beside the files
+    there = (tmp_path / "sub" / "r.html").read_text()
+    assert len(there) > 0.95 * len(page.decode())
+    assert "data:image/png;base64," in there
+    (moved / "study.db").unlink()
+    assert "trials are left out" in circuitsearch("report", moved).stderr
+    refused = circuitsearch("report", tmp_path, code=2)
+    assert "circuitsearch run SEARCH.yaml" in refused.stderr
 
 
 def test_the_student_answers_and_is_measured(finished, tmp_path):

@@ -104,6 +104,34 @@ def test_unknown_teachers_images_and_folders(tmp_path, tiny_folder):
     assert "no search.yaml there" in done.stderr
 
 
+def test_what_is_misspelt_late_is_refused_early(tmp_path, tiny_folder):
+    """What a stage would stumble over after an hour is refused while the file is read."""
+    path = _write(tmp_path, tiny_folder, limit="50percent")
+    done = circuitsearch("validate", path, code=2)
+    assert "line 6: budget[0].limit: got '50percent'" in done.stderr
+    path = _write(tmp_path, tiny_folder)
+    for override, words in {
+        "search.sampler=elastc": "did you mean 'elastic'",
+        "space.widths=[64, 32]": "ascending",
+        "distill.learning_rate=.inf": "finite",
+        "search.trainings=yes": "true/false",
+        "budget.1.limit=3": "budget is a list of 1",
+    }.items():
+        done = circuitsearch("validate", path, "-o", override, code=2)
+        assert override in done.stderr
+        assert words in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_and_nothing_is_drawn_from_nothing(tmp_path, tiny_folder):
+    path = _write(tmp_path, tiny_folder)
+    before = path.read_bytes()
+    assert "exists already" in circuitsearch("init", path, code=2).stderr
+    assert path.read_bytes() == before
+    done = circuitsearch("graph", "show", path, code=2)
+    assert f"circuitsearch graph {path}" in done.stderr
+
+
 def test_usage_errors_exit_with_two():
     circuitsearch("run", code=2)
     circuitsearch("nonsense", code=2)

@@ -130,7 +130,7 @@ def test_another_versions_schema_is_refused_with_the_command(database: Path) -> 
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
     connection.close()
-    with pytest.raises(StorageError, match="circuitsearch study upgrade --storage 'sqlite:///"):
+    with pytest.raises(StorageError, match="circuitsearch study upgrade 'sqlite:///"):
         open_storage(database)
 
 

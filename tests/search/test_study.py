@@ -241,7 +241,7 @@ def test_other_settings_are_refused_with_a_diff(memory: RDBStorage, name: str) -
     assert "pages" not in message
     assert "change them back" in message
     assert "another study name" in message
-    assert f"circuitsearch study fork {name} NEW-NAME" in message
+    assert f"circuitsearch study fork SEARCH.yaml {name}" in message
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match=r"prior\.worths\.C0: "):
         opened(memory, name, prior=dict.fromkeys(SPACE.names, 1.0))

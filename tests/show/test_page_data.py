@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_plans_that_do_not_fit_are_refused_together() -> None:
 
 def test_the_strongest_edges_stay_and_the_rest_is_counted() -> None:
     graph = read_circuit(circuit())
-    data: dict[str, Any] = page_data(graph, {}, 10)
+    data: dict[str, Any] = page_data(graph, {}, 10)["graphs"][0]
     assert len(data["edges"]) == 10
     assert data["omitted"] == 85
     assert data["first"] == 10
@@ -79,14 +80,14 @@ def test_the_strongest_edges_stay_and_the_rest_is_counted() -> None:
 
 
 def test_the_page_opens_with_300_edges() -> None:
-    data = page_data(read_circuit(circuit(head_edges=400)), {}, 4000)
+    data = page_data(read_circuit(circuit(head_edges=400)), {}, 4000)["graphs"][0]
     assert data["first"] == 300
     assert len(data["edges"]) > 450
 
 
 def test_the_bars_range_covers_every_sublayers_score_and_effect_and_zero() -> None:
     graph = read_circuit(circuit())
-    low, high = page_data(graph, {}, 1)["scale"]
+    low, high = page_data(graph, {}, 1)["graphs"][0]["scale"]
     values = [
         part.numbers[key]
         for part in graph.components
@@ -95,3 +96,33 @@ def test_the_bars_range_covers_every_sublayers_score_and_effect_and_zero() -> No
         if key in part.numbers
     ]
     assert low < min(values) < 0 < max(values) < high
+
+
+def test_graphs_that_are_compared_share_their_ranges_and_the_difference_has_its_own() -> None:
+    data = circuit()
+    for entry in (*data["nodes"], *data["edges"]):
+        entry.update({key: 3 * entry[key] for key in ("score", "effect") if key in entry})
+    first, second, change = page_data(
+        read_circuit(circuit()), {}, 100, other=read_circuit(data), names=("a", "b")
+    )["graphs"]
+    ranges = ("scale", "largest", "strongest")
+    assert [first[key] for key in ranges] == [second[key] for key in ranges]
+    assert change["name"] == "b minus a"
+    # The second is three times the first, so the change is two thirds of it.
+    assert change["largest"] == pytest.approx([2 / 3 * x for x in second["largest"]], rel=1e-5)
+    assert change["strongest"] == pytest.approx(2 / 3 * second["strongest"], rel=1e-5)
+
+
+def test_paths_name_edges_of_the_page_that_join() -> None:
+    data = page_data(read_circuit(circuit(head_edges=60)), {}, 120)
+    view = data["graphs"][0]
+    names = [part["name"] for part in data["components"]]
+    for place, paths in enumerate(view["through"]):
+        for _, *edges in paths:
+            ends = [view["edges"][edge][:2] for edge in edges]
+            assert all(a[1] == b[0] for a, b in pairwise(ends))
+            assert place in {end for pair in ends for end in pair}
+    through = view["through"][names.index("C3")]
+    shares = [path[0] for path in through]
+    assert len(through) == 5
+    assert shares == sorted(shares, reverse=True)

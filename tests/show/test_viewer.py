@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.show.viewer import circuit_html, write_circuit_html
 from tests.show.circuits import circuit
+from tests.show.test_page_maps import PAGE
 
 PLANS = {"MINT31": "M0 C2 S3 C3", "heads": "S3[0-2,5] C3[4,7] M1:512"}
 EVIL = "</script><img src=x onerror=alert(1)>{{data}}<!--\u2028&amp;"
@@ -43,6 +45,9 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.inside:
             self.blocks[self.inside][-1] += data
+
+
+SCRIPTS = files("circuitsearch.show") / "templates" / "circuit"
 
 
 def data_of(text: str) -> Any:
@@ -80,7 +85,25 @@ def test_the_page_is_small(heads: int, head_edges: int) -> None:
 def test_a_graph_of_all_heads_stays_below_a_megabyte() -> None:
     text = circuit_html(circuit(heads=16, head_edges=7000))
     assert len(text.encode()) < 1_000_000
-    assert data_of(text)["omitted"] > 3000
+    assert data_of(text)["graphs"][0]["omitted"] > 3000
+
+
+def test_132_components_and_3400_edges_stay_below_a_megabyte_even_when_compared() -> None:
+    data = circuit(heads=15, head_edges=3250)
+    plain = circuit_html(data, plans=PLANS)
+    parts = data_of(plain)["components"]
+    assert len(parts) == 135  # with the three ends
+    assert len(data_of(plain)["graphs"][0]["edges"]) == 3405
+    assert len(plain.encode()) < 300_000
+    other = circuit(heads=15, head_edges=3250, seed=1)
+    assert len(circuit_html(data, plans=PLANS, other=other).encode()) < 1_000_000
+
+
+def test_every_script_file_is_in_the_page() -> None:
+    script = Page(circuit_html(circuit())).blocks["script"][1]
+    sources = [path.read_text("utf-8") for path in SCRIPTS.iterdir()]
+    assert all(source in script for source in sources)
+    assert sum(map(len, sources)) + 100 > len(script)  # and nothing twice
 
 
 def test_nothing_external_is_named() -> None:
@@ -109,6 +132,14 @@ def test_the_policy_allows_this_style_and_this_script_only() -> None:
         assert not any(name.startswith("on") or name == "style" for name in attributes), tag
 
 
+def test_images_are_allowed_only_where_pages_are_given() -> None:
+    for pages, allowed in (([], False), ([PAGE], True)):
+        text = circuit_html(circuit(), pages=pages)
+        policy = next(a["content"] for t, a in Page(text).tags if a.get("http-equiv")) or ""
+        assert ("img-src data:;" in policy) is allowed
+        assert ("data:image" in text) is allowed
+
+
 def test_the_policy_comes_before_anything_that_it_governs() -> None:
     names = [tag for tag, attributes in Page(circuit_html(circuit())).tags]
     assert names.index("meta") < names.index("style") < names.index("script")
@@ -121,7 +152,11 @@ def test_foreign_text_stays_text() -> None:
     data["graph"]["paths"]["best"][0]["through"] = [EVIL]
     data["edges"][0]["port"] = EVIL
     data["nodes"][3]["cost"] = {EVIL: {"parameters": 1}}
-    text = circuit_html(data, plans={EVIL: "C3"}, title=EVIL)
+    names = (EVIL, f"{EVIL} 2")
+    page_maps = replace(PAGE, question=EVIL, position=EVIL, readings={"C3": [(EVIL, 0.5)] * 6})
+    text = circuit_html(
+        data, plans={EVIL: "C3"}, title=EVIL, other=data, names=names, pages=[page_maps]
+    )
     plain = Page(circuit_html(circuit(), plans={"p": "C3"}, title="t"))
     page = Page(text)
     assert "<img" not in text
@@ -130,12 +165,13 @@ def test_foreign_text_stays_text() -> None:
     assert page.blocks["script"][1] == plain.blocks["script"][1]
     read = data_of(text)
     assert read["plans"][0]["name"].startswith("</script>")
+    assert read["pages"][0]["question"].startswith("</script>")
     # Nothing but the rows of the extra cost column was added.
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
 
 
 def test_the_script_sets_text_and_never_markup() -> None:
-    script = (files("circuitsearch.show") / "templates" / "circuit.js").read_text("utf-8")
+    script = Page(circuit_html(circuit())).blocks["script"][1]
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(", script
     )
@@ -190,7 +226,7 @@ def test_contrast_reaches_wcag_aa(scheme: int) -> None:
     for text in ("ink", "muted", "positive-ink", "negative-ink"):
         for ground in grounds:
             assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
-    for line in ("positive", "negative", "accent", "strong"):
+    for line in ("positive", "negative", "accent", "other", "strong"):
         assert contrast(palette[line], palette["surface"]) >= 3.0, line  # AA for graphics
     for sign in ("positive", "negative"):
         # The strongest tint under a head's number: half of the sign's colour (`tintLimit`).
@@ -208,8 +244,12 @@ def test_a_broken_graph_or_limit_writes_nothing(tmp_path: Path) -> None:
         write_circuit_html({"nodes": [{"id": "?"}], "edges": []}, tmp_path / "a.html")
     with pytest.raises(ConfigError, match="edge_limit"):
         write_circuit_html(circuit(), tmp_path / "a.html", edge_limit=-1)
+    with pytest.raises(ConfigError, match="two different names"):
+        write_circuit_html(circuit(), tmp_path / "a.html", other=circuit(), names=("a", "a"))
+    with pytest.raises(DataError):
+        write_circuit_html(circuit(), tmp_path / "a.html", other={"nodes": []})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_of_one_component_is_drawn() -> None:
-    assert data_of(circuit_html({"nodes": [{"id": "M0"}], "edges": []}))["edges"] == []
+    assert data_of(circuit_html({"nodes": [{"id": "M0"}], "edges": []}))["graphs"][0]["edges"] == []

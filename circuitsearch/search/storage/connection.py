@@ -207,7 +207,7 @@ def _opened(url: URL, timeout: float) -> RDBStorage:
     except RuntimeError as error:  # how Optuna reports another version's schema
         raise StorageError(
             f"Storage {masked(url)} was written by another version of Optuna: {error} "
-            f"Copy the database first, then: circuitsearch study upgrade --storage '{masked(url)}'"
+            f"Copy the database first, then: circuitsearch study upgrade '{masked(url)}'"
         ) from error
     if url.get_backend_name() == "postgresql":
         _prepare_postgresql(storage.engine, timeout)

@@ -50,7 +50,7 @@ def register(
             f"Study {name!r} in {masked(storage.url)} was started with other settings "
             f"(stored -> now):\n{lines}\nThree ways out: change them back to go on with it; give "
             "this search another study name; or take its results and best plans along: "
-            f"circuitsearch study fork {name} NEW-NAME"
+            f"circuitsearch study fork SEARCH.yaml {name}"
         )
     _update(storage, name, config, versions)
     mirror.prepare()

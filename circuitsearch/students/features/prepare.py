@@ -34,7 +34,14 @@ from circuitsearch.teacher.documents.records import Page, fingerprint
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["FeatureBatch", "Features", "Precision", "prepare_features"]
+__all__ = [
+    "FeatureBatch",
+    "Features",
+    "Precision",
+    "feature_bytes",
+    "kept_teacher_rows",
+    "prepare_features",
+]
 
 _FORMAT = 1
 _WHOLE_VOCABULARY = 4096
@@ -99,6 +106,20 @@ def prepare_features(
         if progress is not None:
             progress(last, len(pages))
     return Features(target, key, pages, rows, teacher.tokens.pad_id, cuts, kept.temperatures)
+
+
+def feature_bytes(teacher: Teacher, pages: Sequence[Page]) -> int:
+    """Return what `prepare_features` of these pages takes on disk, but for file headers."""
+    kept = _kept(teacher, "float32", None, (1.0, 2.0))
+    return _size(teacher, len(pages), examples(pages, teacher.tokens), kept)
+
+
+def kept_teacher_rows(
+    teacher: Teacher, logits: Tensor, temperatures: Sequence[float]
+) -> TeacherRows:
+    """Return of teacher logits [n, V] what `prepare_features` keeps."""
+    kept = _kept(teacher, "float32", None, temperatures)
+    return TeacherRows.of(logits, kept.top, kept.temperatures)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from circuitsearch.core.errors import (
     ConfigError,
@@ -159,7 +159,7 @@ def take_id(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     value = _take(row, key, problems)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, str) and value.strip():
+    if _is_text(value):
         text = value.strip()
         # "00417" and 417 are one id: the copies of DocVQA disagree on the type only
         return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
@@ -173,7 +173,7 @@ def take_id(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
 def take_text(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     """Return a text unchanged; "" and a problem when it is blank or no text."""
     value = _take(row, key, problems)
-    if isinstance(value, str) and value.strip():
+    if _is_text(value):
         return value
     if value is not None:
         problems.append(f"{key!r} is {_shown(value)}: give a text that is not blank")
@@ -191,7 +191,7 @@ def take_answers(row: Mapping[str, Any], key: str, problems: list[str]) -> tuple
     if not value:
         problems.append(f"{key!r} is empty: give at least one accepted answer or remove the row")
         return ()
-    bad = [i for i, answer in enumerate(value) if not (isinstance(answer, str) and answer.strip())]
+    bad = [i for i, answer in enumerate(value) if not _is_text(answer)]
     problems += [
         f"{key}[{i}] is {_shown(value[i])}: give a text that is not blank or remove it" for i in bad
     ]
@@ -204,10 +204,26 @@ def take_family(row: Mapping[str, Any], key: str, problems: list[str]) -> str:
     if value is None:
         return ""
     types = [value] if isinstance(value, str) else value
-    if not isinstance(types, list | tuple) or not all(isinstance(kind, str) for kind in types):
+    if not isinstance(types, list | tuple) or not all(
+        isinstance(kind, str) and (_is_text(kind) or not kind.strip()) for kind in types
+    ):
         problems.append(f"{key!r} is {_shown(value)}: give a list of texts or leave the key out")
         return ""
     return "+".join(sorted({kind.strip() for kind in types if kind.strip()}))
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Say whether a value is a text that is not blank and that any file or tokenizer can take.
+
+    JSON can spell half of a surrogate pair by an escape; UTF-8 has no form for it.
+    """
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _take(row: Mapping[str, Any], key: str, problems: list[str]) -> Any:

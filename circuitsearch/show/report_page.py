@@ -1,0 +1,108 @@
+"""The report of a search as one HTML file.
+
+* *Nothing is fetched and nothing runs.* The page has no script and no external address; its content
+  security policy allows style in the page and images that are in the page, nothing else.
+* *Foreign text stays text.* Everything goes through `report_markup`.
+* *The same folder gives the same bytes*: no date, figures without one (`report_canvas`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from importlib.resources import files
+
+from circuitsearch.show.report_evidence import (
+    answers_section,
+    redo_section,
+    scores_section,
+    speed_section,
+)
+from circuitsearch.show.report_markup import Markup, element, joined
+from circuitsearch.show.report_material import Material, teacher_of
+from circuitsearch.show.report_results import (
+    cost_section,
+    kept_section,
+    result_section,
+    search_section,
+)
+from circuitsearch.show.text import count, one_line
+
+__all__ = ["report_html"]
+
+_PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")
+
+
+def report_html(material: Material, *, links: bool = False) -> str:
+    """Return the report as the text of an HTML file.
+
+    Args:
+        material: what it shows.
+        links: whether the page will lie in the search's folder, beside the files it names.
+
+    Raises:
+        DataError: the rows cannot be compared, or no row is the teacher's.
+    """
+    sections: dict[str, tuple[str, Callable[[], Markup]]] = {
+        "result": ("Result", lambda: result_section(material)),
+        "cost": ("Quality against cost", lambda: cost_section(material)),
+        "search": ("Course of the search", lambda: search_section(material)),
+        "kept": ("What the best plans keep", lambda: kept_section(material)),
+        "scores": ("Scores and effects", lambda: scores_section(material)),
+        "answers": ("Answers side by side", lambda: answers_section(material)),
+        "speed": ("Measured speed", lambda: speed_section(material)),
+        "redo": ("How to do it again", lambda: redo_section(material, links=links)),
+    }
+    template, style = (
+        (files("circuitsearch.show") / "templates" / f"report.{suffix}").read_text("utf-8")
+        for suffix in ("html", "css")
+    )
+    body = joined(
+        element(
+            "section",
+            element("h2", heading, id=f"{name}-heading"),
+            make(),
+            id=name,
+            aria_labelledby=f"{name}-heading",
+        )
+        for name, (heading, make) in sections.items()
+    )
+    contents = {
+        "title": escape(one_line(str(material.facts.get("title", "Result")))),
+        "style": style,
+        "lead": element("p", _lead(material), kind="lead"),
+        "contents": element(
+            "ul",
+            *(
+                element("li", element("a", heading, href=f"#{name}"))
+                for name, (heading, _) in sections.items()
+            ),
+        ),
+        "body": body.replace("</section>", "</section>\n"),
+    }
+    # One pass, so that text which happens to look like a placeholder is not filled in.
+    return _PLACEHOLDER.sub(lambda found: contents[found[1]], template)
+
+
+def _lead(material: Material) -> str:
+    """Return the result in a sentence or two."""
+    teacher = teacher_of(material.rows)
+    best = next((row for row in material.rows if row.name == "best"), None)
+    if best is None or best.quality is None:
+        return f"Teacher: {teacher.name}, {count(teacher.parameters)} parameters."
+    text = (
+        f"The search's best student keeps {100 * best.parameters_share:.1f} % of the "
+        f"{teacher.scope}'s parameters and {100 * best.macs_share:.1f} % of its MACs "
+        f"({teacher.accounting}). It reaches ANLS {best.quality:.3f}"
+    )
+    if best.quality_low is not None and best.quality_high is not None:
+        text += f" [{best.quality_low:.3f}, {best.quality_high:.3f}]"
+    if teacher.quality is not None:
+        text += f"; the teacher reaches {teacher.quality:.3f}"
+    others = [row for row in material.rows if row.rank is not None and row.name != "best"]
+    rivals = [row for row in others if row.quality is not None]
+    if rivals:
+        rival = max(rivals, key=lambda row: row.quality or 0.0)
+        text += f", the best baseline, {rival.name}, {rival.quality:.3f}"
+    return text + "."

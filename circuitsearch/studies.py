@@ -1,0 +1,87 @@
+"""Finding the study that a person means: by the folder of its search, a file or a database URL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optuna.storages import RDBStorage
+
+from circuitsearch.configfile import load_config
+from circuitsearch.core.errors import ConfigError, StorageError
+from circuitsearch.search.storage.connection import close_storage, open_storage, storage_url
+from circuitsearch.search.storage.view import StudyView
+from circuitsearch.search.transfer import list_studies
+from circuitsearch.workspace import CONFIG_FILE
+
+__all__ = ["check_there", "open_database", "study_named", "view_study"]
+
+
+@contextmanager
+def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
+    """Open the database behind a place; also give the study's name if the place is a folder.
+
+    Args:
+        where: Output folder of a search, path of an SQLite file or database URL.
+
+    Raises:
+        ConfigError: If the folder is not that of a search.
+        StorageError: If there is no such database, or it cannot be read.
+    """
+    url, name = where, None
+    if "://" not in where and Path(where).is_dir():
+        path = Path(where) / CONFIG_FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{where}: no {CONFIG_FILE} there; give the output folder of a search, an SQLite "
+                "file or a database URL"
+            )
+        config = load_config(path)
+        url, name = config.database, config.name
+    check_there(url)
+    storage = open_storage(url)
+    try:
+        yield storage, name
+    finally:
+        close_storage(storage)
+
+
+def check_there(url: str) -> None:
+    """Refuse a database file that does not exist: reading makes none.
+
+    Raises:
+        StorageError: If it does not.
+    """
+    parsed = storage_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        raise StorageError(
+            f"Storage {parsed.database}: there is no such file; give the folder of a search that "
+            "was run, or its database"
+        )
+
+
+def study_named(storage: RDBStorage, name: str | None) -> str:
+    """Return the study to read: the named one, or the only one.
+
+    Raises:
+        ConfigError: If none is named and the database does not hold exactly one.
+    """
+    if name is not None:
+        return name
+    names = [one.name for one in list_studies(storage)]
+    if len(names) != 1:
+        raise ConfigError(
+            f"The database holds {len(names)} studies ({', '.join(names) or 'none'}); "
+            "choose one with --study NAME"
+        )
+    return names[0]
+
+
+@contextmanager
+def view_study(
+    where: str, study: str | None = None, phase: str | None = None
+) -> Iterator[StudyView]:
+    """Open a study to read it; see `circuitsearch.open_study`."""
+    with open_database(where) as (storage, name):
+        yield StudyView(storage, study_named(storage, study or name), phase)
