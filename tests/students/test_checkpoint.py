@@ -288,6 +288,8 @@ def test_remote_code_leaves_the_installed_classes_alone(
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [one for one in sys.modules if one.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's cache would be looked into first
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     assert type(model.decoder).__module__.startswith("transformers_modules.")
     assert plan_of(load_student(folder)) == PLAN
