@@ -287,9 +287,10 @@ def test_remote_code_leaves_the_installed_classes_alone(
     from transformers import dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # first: a cache that another test has put there would be looked into instead
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [one for one in sys.modules if one.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)  # another test's cache would be looked into first
+        monkeypatch.delitem(sys.modules, name)
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     assert type(model.decoder).__module__.startswith("transformers_modules.")
     assert plan_of(load_student(folder)) == PLAN
