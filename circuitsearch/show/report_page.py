@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from html import escape
 from importlib.resources import files
@@ -27,11 +26,9 @@ from circuitsearch.show.report_results import (
     result_section,
     search_section,
 )
-from circuitsearch.show.text import count, one_line
+from circuitsearch.show.text import count, filled, one_line
 
 __all__ = ["report_html"]
-
-_PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")
 
 
 def report_html(material: Material, *, links: bool = False) -> str:
@@ -81,8 +78,7 @@ def report_html(material: Material, *, links: bool = False) -> str:
         ),
         "body": body.replace("</section>", "</section>\n"),
     }
-    # One pass, so that text which happens to look like a placeholder is not filled in.
-    return _PLACEHOLDER.sub(lambda found: contents[found[1]], template)
+    return filled(template, contents)
 
 
 def _lead(material: Material) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "DASH",
     "count",
     "escape_markdown",
+    "filled",
     "flat",
     "one_line",
     "rounded",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 DASH = "\N{EN DASH}"  # what stands where nothing is known
+_PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -80,3 +83,11 @@ def flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]
             yield name, ", ".join(str(rounded_json(plain(one))) for one in value)
         else:
             yield name, str(rounded_json(plain(value)))
+
+
+def filled(template: str, contents: Mapping[str, str]) -> str:
+    """Return a page's template with `{{name}}` replaced by contents, escaped already.
+
+    In one pass, so that text which happens to look like `{{name}}` is not filled in.
+    """
+    return _PLACEHOLDER.sub(lambda found: contents[found[1]], template)

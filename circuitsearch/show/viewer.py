@@ -16,7 +16,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -29,11 +28,10 @@ from circuitsearch.show.circuit import Circuit, kind_words, read_circuit
 from circuitsearch.show.graph_pair import united
 from circuitsearch.show.page_data import page_data
 from circuitsearch.show.page_maps import PageMaps
-from circuitsearch.show.text import DASH, count, one_line, rounded, signed
+from circuitsearch.show.text import DASH, count, filled, one_line, rounded, signed
 
 __all__ = ["circuit_html", "write_circuit_html"]
 
-_PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")
 _HEADLINE = ("teacher", "metric", "ablation", "method", "examples", "base_metric")
 # The files of templates/circuit, in the order in which they are joined.
 _SCRIPTS = (
@@ -122,8 +120,7 @@ def circuit_html(
         "table": _table(united(graphs)),
         "data": _embedded_json(data),
     }
-    # One pass, so that text which happens to look like a placeholder is not filled in.
-    return _PLACEHOLDER.sub(lambda found: contents[found[1]], _template("circuit.html"))
+    return filled(_template("circuit.html"), contents)
 
 
 def _template(name: str) -> str:

@@ -22,7 +22,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.search.study import Study
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
-from circuitsearch.students.baselines import Proposal
+from circuitsearch.students.baselines import BASELINES, Proposal
 from circuitsearch.teacher.comparison import OVERALL, compare_answers
 from circuitsearch.workspace import Workspace
 
@@ -76,8 +76,8 @@ def compare(
         scores: of the teacher's components.
     """
     entries = _exhaustive(work, trainer, untrained, study)
-    for name, group in _groups(baselines).items():
-        entries[name] = _baseline(work, trainer, group)
+    for name, (method, group) in _groups(baselines).items():
+        entries[name] = _baseline(work, trainer, group, drawn=BASELINES[method].kind == "draws")
     entries[BEST] = _best(work, untrained, study, chosen, scores)
     runs = {"teacher": [trainer.answered_teacher()]}
     for name, entry in entries.items():
@@ -148,16 +148,21 @@ def _within(
     return found
 
 
-def _groups(baselines: Sequence[tuple[str, Proposal]]) -> dict[str, list[Proposal]]:
-    """Return proposals by row: labels of one method begin with the name of their row."""
-    groups: dict[str, list[Proposal]] = {}
-    for name, one in baselines:
-        groups.setdefault(one.label.split(" ")[0] or name, []).append(one)
+def _groups(
+    baselines: Sequence[tuple[str, Proposal]],
+) -> dict[str, tuple[str, list[Proposal]]]:
+    """Return method and proposals by row: one method may have plans of several kinds."""
+    groups: dict[str, tuple[str, list[Proposal]]] = {}
+    for method, one in baselines:
+        name = one.label.split(" ")[0] or method
+        groups.setdefault(name, (method, []))[1].append(one)
     return groups
 
 
-def _baseline(work: Workspace, trainer: StudentTrainer, group: Sequence[Proposal]) -> _Entry:
-    """Return the row of a group of proposals."""
+def _baseline(
+    work: Workspace, trainer: StudentTrainer, group: Sequence[Proposal], *, drawn: bool
+) -> _Entry:
+    """Return the row of a group of proposals, which may be random draws."""
     entries = [
         _Entry(
             one.plan,
@@ -173,13 +178,13 @@ def _baseline(work: Workspace, trainer: StudentTrainer, group: Sequence[Proposal
     seed = work.config.final.seeds[0]
     made = [_run(work, trainer, entry, seed)[0].quality or 0.0 for entry in entries]
     order = sorted(range(len(made)), key=lambda place: (-made[place], place))
-    shown = order[len(order) // 2] if group[0].label.startswith("random") else 0
+    shown = entries[order[len(order) // 2] if drawn else 0]
     told = ", ".join(f"{group[place].plan} {made[place]:.3f}" for place in order)
-    shown_by = "the median" if shown else "the first by the paper's rule"
-    entries[shown].notes.append(
-        f"{len(group)} plans, shown is {shown_by}; ANLS of all with seed {seed}: {told}"
+    shown.notes.append(
+        f"{len(group)} plans, shown is {'the median' if drawn else 'the first by the paper'}; "
+        f"ANLS of all with seed {seed}: {told}"
     )
-    return entries[shown]
+    return shown
 
 
 def _best(

@@ -287,13 +287,8 @@ class StudentTrainer:
 
         return self._with_answers(compute, name, key)
 
-    def measured_teacher(self, split: str = "final") -> Measurement:
-        """Return how well the teacher answers the questions of a split."""
-        whole = Plan.full(self.teacher.shape.decoder.layers)
-        return self.measured(whole, "teacher", seed=0, steps=0, split=split, phase="teacher")
-
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
-        """Like `measured_teacher`, with the answers."""
+        """Return how well the teacher answers the questions of a split, with the answers."""
         whole = Plan.full(self.teacher.shape.decoder.layers)
         return self.answered(whole, "teacher", seed=0, steps=0, split=split, phase="teacher")
 

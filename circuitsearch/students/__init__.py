@@ -12,7 +12,7 @@ Importing this package registers the student's classes with transformers' Auto c
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from circuitsearch.students.evaluate import answer_loss_of, greedy_answers, measure
+from circuitsearch.students.evaluate import answer_loss_of, examine, greedy_answers
 from circuitsearch.students.features.prepare import Features, prepare_features
 from circuitsearch.students.fitting import fit_replacements
 from circuitsearch.students.modeling import CircuitMBartConfig, CircuitMBartForCausalLM
@@ -36,11 +36,11 @@ __all__ = [
     "answer_loss_of",
     "build_student",
     "distill",
+    "examine",
     "fit_replacements",
     "greedy_answers",
     "kept_units",
     "load_student",
-    "measure",
     "plan_of",
     "prepare_features",
     "rank_neurons",

@@ -35,7 +35,7 @@ from circuitsearch.teacher.tokens import TeacherTokens
 if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["answer_loss_of", "examine", "greedy_answers", "measure", "score_answers"]
+__all__ = ["answer_loss_of", "examine", "greedy_answers"]
 
 
 def answer_loss_of(
@@ -108,68 +108,6 @@ def greedy_answers(
         for place, ids in zip(places, written, strict=True):
             texts[place] = tokens.text(ids)
     return texts
-
-
-def score_answers(
-    features: Features,
-    answers: Sequence[str],
-    *,
-    examples: Sequence[int] | None = None,
-    seed: int = 0,
-    draws: int = 1000,
-) -> dict[str, Any]:
-    """Return the fields of a `Measurement` that answers decide.
-
-    Args:
-        features: names the questions, their gold answers and documents.
-        answers: one per example.
-        examples: indices of the examples that were asked; None means all.
-        seed: seed of the bootstrap.
-        draws: draws of the bootstrap.
-    """
-    chosen = range(len(features.examples)) if examples is None else examples
-    unknown = [0.0] * len(chosen)  # losses do not count here
-    return scores_of(
-        answer_rows(features, answers, unknown, examples=examples), seed=seed, draws=draws
-    )
-
-
-def measure(
-    model: Any,
-    teacher: Teacher,
-    features: Features,
-    plan: Plan,
-    *,
-    phase: str,
-    source: str,
-    answers: bool = True,
-    seed: int = 0,
-    steps: int = 0,
-    seconds: float = 0.0,
-    checkpoint: str | None = None,
-    generation: Generation | None = None,
-    draws: int = 1000,
-    batch_size: int = 64,
-    rule: AnlsRule = "rrc",
-) -> Measurement:
-    """Measure a student (or the teacher) on cached pages; `examine` also returns its answers."""
-    return examine(
-        model,
-        teacher,
-        features,
-        plan,
-        phase=phase,
-        source=source,
-        answers=answers,
-        seed=seed,
-        steps=steps,
-        seconds=seconds,
-        checkpoint=checkpoint,
-        generation=generation,
-        draws=draws,
-        batch_size=batch_size,
-        rule=rule,
-    )[0]
 
 
 def examine(

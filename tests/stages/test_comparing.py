@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.files import read_json
+from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.show.tables import table_notes
+from circuitsearch.stages import compare
 from circuitsearch.stages.training import Build
 from circuitsearch.workspace import Workspace
 
@@ -65,12 +70,40 @@ def test_short_distillation_says_what_it_took(made: Pipeline) -> None:
 
 def test_groups_tell_all_their_plans(made: Pipeline) -> None:
     (note,) = row(made, "mint18").notes
-    assert note.startswith("6 plans, shown is the first by the paper's rule")
+    assert note.startswith("6 plans, shown is the first by the paper;")
     assert row(made, "mint18").plan == "C2 S3 C3"
-    drawn = [one for name, one in made.baselines if name == "random"]
-    (spread,) = [note for note in row(made, "random").notes if "the median" in note]
-    assert spread.startswith(f"{len(drawn)} plans")
-    assert all(str(one.plan) in spread for one in drawn)
+    drawn = {str(one.plan) for name, one in made.baselines if name == "random"}
+    (spread,) = [note for note in row(made, "random").notes if "plans, shown is" in note]
+    assert spread.startswith(f"{len(drawn)} plans, shown is the median; ")
+    told = dict(re.findall(r"([A-Z][^,]*?) (\d\.\d{3})", spread.split(": ")[1]))
+    assert set(told) == drawn
+    assert row(made, "random").plan == list(told)[len(told) // 2]
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_of_random_draws_the_median_is_shown_wherever_it_stands(
+    made: Pipeline, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    """Three draws of which draw `best` is the best, the next one the median."""
+    drawn = [one for one in made.baselines if one[0] == "random"][:3]
+    plans = [str(one.plan) for _, one in drawn]
+    real = made.trainer.answered
+
+    def answered(plan: Plan, source: str, **options: Any) -> Any:
+        measured, said = real(plan, source, **options)
+        if source != "baseline":
+            return measured, said
+        rank = (plans.index(str(plan)) - best) % 3
+        return replace(measured, quality=0.9 - 0.1 * rank), said
+
+    monkeypatch.setattr(made.trainer, "answered", answered)
+    rows = compare(
+        made.work, made.trainer, made.untrained, drawn, made.study, made.chosen, made.scores
+    )
+    (random,) = [one for one in rows if one.name == "random"]
+    assert random.plan == plans[(best + 1) % 3]
+    assert any("3 plans, shown is the median" in note for note in random.notes)
 
 
 def test_single_weights_say_that_they_are_zeros(made: Pipeline) -> None:

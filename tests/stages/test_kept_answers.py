@@ -66,7 +66,7 @@ def test_uses_are_counted_once_also_after_a_restart(
     tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
 ) -> None:
     first = trainer(tmp_path, tiny_teacher, features)
-    first.measured_teacher()
+    first.answered_teacher()
     first.measured(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
     assert used(tmp_path) == []  # neither the teacher nor other pages count
     made = final(first)

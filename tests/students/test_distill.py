@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -459,43 +458,3 @@ def test_an_elastic_step_without_sublayers_is_refused(
         _trained(tiny_teacher, tiny_features, plan_of_step=lambda _: Plan())
     with pytest.raises(PlanError, match="the decoder has 4 layers"):
         _trained(tiny_teacher, tiny_features, plan_of_step=lambda _: Plan.parse("C7"))
-
-
-def test_recipe_names_every_fault() -> None:
-    with pytest.raises(ConfigError) as caught:
-        replace(
-            RECIPE,
-            steps=0,
-            learning_rate=float("nan"),
-            warmup=2.0,
-            kd_weight=0.5,
-            losses={"forward_kld": 1, "cross_entropy": "balance"},  # type: ignore[dict-item]
-            hidden_map=(("end", "X3"),),
-        )
-    text = str(caught.value)
-    assert "7 problems" in text
-    assert "did you mean 'forward_kl'" in text
-    assert "kd_weight: it weighs forward_kl, which is not among the losses" in text
-    assert "weight of cross_entropy: got 'balance'" in text
-    assert "place 'X3': write 'end', or a sub-layer" in text
-    for losses in ({}, {"forward_kl": 0}, (("forward_kl", 1), ("forward_kl", 2))):
-        with pytest.raises(ConfigError, match=r"one or more different ones|every weight is 0"):
-            replace(RECIPE, losses=losses)
-
-
-def test_kd_weight_is_a_shorthand() -> None:
-    short = replace(RECIPE, kd_weight=0.7)
-    assert short == replace(RECIPE, losses={"cross_entropy": 1.0, "forward_kl": 0.7})
-    assert "kd_weight" not in short.to_json()
-    assert short.to_json()["losses"] == [["cross_entropy", 1.0], ["forward_kl", 0.7]]
-
-
-def test_rate_warms_up_and_falls_to_zero() -> None:
-    recipe = replace(RECIPE, steps=100, learning_rate=1.0, warmup=0.1)
-    rates = [recipe.rate(step) for step in range(100)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == 1.0
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-    assert 0 < rates[-1] < 1e-3
-    assert replace(RECIPE, steps=1, learning_rate=1.0).rate(0) == 1.0
-    assert replace(RECIPE, steps=1, learning_rate=1.0, warmup=0.0).rate(0) == 1.0

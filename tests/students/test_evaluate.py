@@ -21,8 +21,6 @@ from circuitsearch.students.evaluate import (
     answer_loss_of,
     examine,
     greedy_answers,
-    measure,
-    score_answers,
 )
 from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.students.scoring import answer_rows, rescored, scores_of
@@ -43,6 +41,12 @@ def _leaning(teacher: Teacher, plan: str, token: int, push: float) -> Any:
         row = student.decoder.lm_head.weight[token]
         student.decoder.model.decoder.layer_norm.bias.add_(push * row / row.norm())
     return student
+
+
+def _scores(features: Features, answers: list[str], examples: list[int] | None = None) -> Any:
+    """What answers are worth; their losses do not enter."""
+    rows = answer_rows(features, answers, [0.0] * len(answers), examples=examples)
+    return scores_of(rows)
 
 
 def _one_by_one(model: Any, teacher: Teacher, features: Features) -> list[str]:
@@ -197,7 +201,7 @@ def test_scores_by_hand(tiny_features: Features) -> None:
     golds = [tiny_features.examples[index].question.answers[0] for index in some]
     # right, wholly wrong, and one that is right but for case and blanks
     answers = [golds[0], "§" * 40, f"  {golds[2].upper()} "]
-    scored = score_answers(tiny_features, answers, examples=some, draws=50)
+    scored = _scores(tiny_features, answers, examples=some)
     assert scored["quality"] == pytest.approx(2 / 3)
     assert scored["exact"] == pytest.approx(2 / 3)
     families = [tiny_features.examples[index].question.family for index in some]
@@ -211,15 +215,15 @@ def test_scores_by_hand(tiny_features: Features) -> None:
 
 def test_interval_draws_documents(tiny_features: Features) -> None:
     answers = [example.question.answers[0] for example in tiny_features.examples]
-    perfect = score_answers(tiny_features, answers)
+    perfect = _scores(tiny_features, answers)
     assert (perfect["quality_low"], perfect["quality_high"]) == (1.0, 1.0)
     answers[0] = ""
-    scored = score_answers(tiny_features, answers)
+    scored = _scores(tiny_features, answers)
     assert scored["quality_low"] < scored["quality"] < scored["quality_high"]
-    assert scored == score_answers(tiny_features, answers)
+    assert scored == _scores(tiny_features, answers)
     # one document says nothing about how documents differ
     first = [i for i, e in enumerate(tiny_features.examples) if e.page < 2]
-    alone = score_answers(tiny_features, answers[: len(first)], examples=first)
+    alone = _scores(tiny_features, answers[: len(first)], examples=first)
     assert alone["quality_low"] is None
 
 
@@ -255,7 +259,7 @@ def test_perplexity_is_over_the_tokens_of_the_corpus(short_teacher: Teacher, few
             logits = model(pixel_values=pixels, decoder_input_ids=ids[:, :-1]).logits[0]
         chances = logits.double().log_softmax(-1)
         nll += [-float(chances[i - 1, ids[0, i]]) for i in range(example.prompt, ids.shape[1])]
-    made = measure(
+    made, _ = examine(
         model, short_teacher, few, Plan.full(4), phase="teacher", source="teacher", answers=False
     )
     assert made.perplexity is not None
@@ -303,7 +307,7 @@ def test_parses_are_scored_as_parses(tiny_features: Features) -> None:
 def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None:
     plan = Plan.parse("M0:20 C2 S3[0-1] C3[1,3]")
     student = build_student(short_teacher, plan)
-    made = measure(
+    made, _ = examine(
         student,
         short_teacher,
         few,
@@ -319,7 +323,7 @@ def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None
     losses = answer_loss_of(residual_decoder(student), few)
     assert made.loss == pytest.approx(float(losses.mean()), rel=1e-6)
     answers = greedy_answers(student, few, short_teacher.tokens)
-    assert made.quality == score_answers(few, answers)["quality"]
+    assert made.quality == _scores(few, answers)["quality"]
     assert set(made.families) == {"short", "long"}
     assert made.cost["cached"] == cost(plan, short_teacher.shape, "cached").to_json()
     assert made.cost["paper"]["accounting"] == "paper"
@@ -330,7 +334,7 @@ def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None
 def test_measurement_of_the_teacher_by_loss_alone(
     tiny_teacher: Teacher, tiny_features: Features
 ) -> None:
-    made = measure(
+    made, _ = examine(
         tiny_teacher.model,
         tiny_teacher,
         tiny_features,
@@ -349,7 +353,7 @@ def test_a_plan_that_is_not_the_models_is_refused(
 ) -> None:
     student = build_student(tiny_teacher, Plan.parse("C2 M0"))
     with pytest.raises(ConfigError, match="the model was built by 'M0 C2'"):
-        measure(
+        examine(
             student,
             tiny_teacher,
             tiny_features,
@@ -368,7 +372,7 @@ def test_a_saved_student_measures_the_same(
     student = build_student(short_teacher, plan)
     loaded = load_student(save_student(student, short_teacher, tmp_path / "s"))
     one, other = (
-        measure(model, short_teacher, few, plan, phase="untrained", source="scores", draws=10)
+        examine(model, short_teacher, few, plan, phase="untrained", source="scores", draws=10)[0]
         for model in (student, loaded)
     )
     assert replace(one, seconds=0.0) == replace(other, seconds=0.0)

@@ -24,8 +24,8 @@ from circuitsearch.students import (
     Replacements,
     build_student,
     distill,
+    examine,
     fit_replacements,
-    measure,
     replaced,
 )
 from circuitsearch.teacher.decoders import (
@@ -322,11 +322,11 @@ def test_a_student_with_a_table_trains_behind_it(
     recipe = DistillRecipe(
         steps=12, batch=8, learning_rate=1e-2, warmup=1, temperature=2.0, kd_weight=1.0
     )
-    before = measure(
+    before, _ = examine(
         student, tiny_teacher, tiny_features, plan, phase="untrained", source="test", answers=False
     )
     distill(residual_decoder(student), tiny_features, recipe, seed=0)
-    after = measure(
+    after, _ = examine(
         student, tiny_teacher, tiny_features, plan, phase="short", source="test", answers=False
     )
     assert after.loss < before.loss
@@ -367,7 +367,7 @@ def test_the_shared_trainer_trains_replacements(student, tiny_features: Features
 
 def test_measured_like_any_student(student, tiny_teacher: Teacher, tiny_features: Features) -> None:
     plan = Plan.parse("S0=linear C0 M0 C1=mean M1=linear S2 M2=mean C3=alone")
-    made = measure(
+    made, _ = examine(
         student, tiny_teacher, tiny_features, plan, phase="untrained", source="test", answers=False
     )
     assert made.plan == str(plan)

@@ -38,7 +38,8 @@ class Baseline:
         title: as in a table.
         paper: arXiv id.
         rule: what decides, in one line.
-        kind: `plan` (one student), `plans` (several; may be none), `masks` (single weights).
+        kind: `plan` (one student), `plans` (several, the paper's own choice first; may be none),
+            `draws` (several at random, none of them special), `masks` (single weights).
         propose: gives the students to distil.
     """
 
@@ -46,7 +47,7 @@ class Baseline:
     title: str
     paper: str
     rule: str
-    kind: Literal["plan", "plans", "masks"]
+    kind: Literal["plan", "plans", "draws", "masks"]
     propose: Callable[[Case], tuple[Proposal, ...]]
 
 
@@ -166,7 +167,7 @@ _ROWS = (
         "Random plans",
         "",
         "units in random order, as long as they fit",
-        "plans",
+        "draws",
         random_plans,
     ),
     Baseline(

@@ -151,7 +151,8 @@ class Proposal:
 
     Attributes:
         plan: what the student keeps; the whole decoder where single weights are pruned.
-        label: tells several proposals of one baseline apart; empty where there is one.
+        label: tells several proposals of one baseline apart, its first word names their row in a
+            table (`mint18 C2 S3`); empty where there is one.
         scores: the baseline's number per unit, by name; empty where it has none.
         ranking: neurons, best first, by which the plan's widths are cut, by feed-forward; those
             that are missing are ranked as `build_student` ranks them.

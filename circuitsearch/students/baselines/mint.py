@@ -72,9 +72,9 @@ def _with_heads(case: Case) -> list[Proposal]:
         f"heads scaled from 16 to {shape.heads}: {six} of C3, {three} of the other "
         f"cross-attention, {nine} of the self-attention"
     )
-    placeholder = {s: tuple(range(shape.heads)) for s in case.teacher.decoder.sublayers}
+    in_order = {s: tuple(range(shape.heads)) for s in case.teacher.decoder.sublayers}
     sizes = (nine, six, three)
-    if not any(case.fits(_plan(pair, sizes, placeholder)) for pair in SIBLINGS):
+    if not any(case.fits(_plan(pair, sizes, in_order)) for pair in SIBLINGS):
         return []
     table = head_statistics(case.teacher.decoder, sample_of(case))
     orders: dict[SubLayer, tuple[int, ...]] = {}

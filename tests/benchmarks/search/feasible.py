@@ -57,7 +57,7 @@ def _space(rng: np.random.Generator) -> Space:
     shape = teacher_shape(layers)
     attention = str(rng.choice(["whole", "counts", "heads"]))
     widths = sorted(rng.choice(np.arange(1, shape.decoder.ffn), 2, replace=False).tolist())
-    names = [name for name in ("mean", "linear", "alone") if rng.random() < 0.3]
+    names = [name for name in ("mean", "linear", "alone", "token") if rng.random() < 0.3]
     choices = Choices(attention, tuple(widths) if rng.random() < 0.5 else (), tuple(names))  # type: ignore[arg-type]
     kinds = {
         (
