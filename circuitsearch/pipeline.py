@@ -10,10 +10,12 @@ that was stopped goes on where it was. What each stage does is in `stages`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from circuitsearch import stages
+from circuitsearch.core.findings import Finding
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.search.samplers import Prior
@@ -79,6 +81,10 @@ class Pipeline:
         """The circuit graph, written as node-link JSON, GraphML and one page."""
         return stages.draw_circuit(self.work, self.teacher, self.pages["score"], self.paths)
 
+    def findings(self, only: Sequence[str] | None = None) -> dict[str, Finding]:
+        """What the published analyses find in this teacher: a verdict per claim."""
+        return stages.analyze(self.work, self.teacher, self.pages, only)
+
     @cached_property
     def replacements(self) -> Replacements | None:
         """What stands in for sub-layers, fitted to the teacher; None when no plan may use it."""
@@ -138,9 +144,9 @@ class Pipeline:
     @cached_property
     def warm(self) -> stages.WarmPlans:
         """The plans to distil first, by source."""
-        pages = self.pages["score"]
+        known = self.prior, self.circuit, self.elastic, self.pages["score"]
         return stages.warm_start(
-            self.work, self.teacher, self.space, self.prior, self.circuit, self.elastic, pages
+            self.work, self.teacher, self.space, *known, findings=lambda: self.findings(["plans"])
         )
 
     @cached_property

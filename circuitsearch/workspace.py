@@ -74,18 +74,29 @@ class Workspace:
             key: Everything the result depends on, as JSON.
             compute: Makes the result (JSON).
         """
+        stored = self._stored(name, key)
+        if stored is not None:
+            return stored["result"]
         path = self.config.work / f"{name}.json"
-        wanted = content_hash(key)
-        if path.exists():
-            try:
-                stored = read_json(path)
-            except DataError:
-                stored = {}  # a damaged file is an unfinished stage: run it again
-            if isinstance(stored, dict) and stored.get("key") == wanted:
-                return stored["result"]
-        write_json(path, {"key": wanted, "result": compute()})
+        write_json(path, {"key": content_hash(key), "result": compute()})
         # read back, so that a first run and a resumed one see the same types and the same order
         return read_json(path)["result"]
+
+    def found(self, name: str, key: Any) -> Any:
+        """Return what `kept` has on file under this key; None when it would compute."""
+        stored = self._stored(name, key)
+        return None if stored is None else stored["result"]
+
+    def _stored(self, name: str, key: Any) -> dict[str, Any] | None:
+        path = self.config.work / f"{name}.json"
+        if not path.exists():
+            return None
+        try:
+            stored = read_json(path)
+        except DataError:
+            return None  # a damaged file is an unfinished stage: run it again
+        fits = isinstance(stored, dict) and stored.get("key") == content_hash(key)
+        return stored if fits else None
 
     def write_config(self) -> None:
         """Write the resolved configuration into the folder, unless another search lives there.

@@ -14,6 +14,7 @@ from circuitsearch.core.plan import Plan
 if TYPE_CHECKING:
     from circuitsearch.config import SearchConfig
     from circuitsearch.core.answers import AnlsRule, Answers
+    from circuitsearch.core.findings import Finding
     from circuitsearch.core.measurement import Measurement
     from circuitsearch.core.scores import Scores
     from circuitsearch.discovery.paths.table import PathTable
@@ -171,6 +172,28 @@ class Search:
         """
         with self._claimed() as line:
             return line.circuit
+
+    def analyze(self, only: Sequence[str] | None = None) -> dict[str, Finding]:
+        """Run the published analyses on the teacher; writes the folder `analyses`.
+
+        Args:
+            only: Names of analyses (`discovery.analyses.registry.ANALYSES`); those that they read
+                are run, too. Default all.
+
+        Returns:
+            Finding by analysis: tables, charts, and a verdict per published claim.
+
+        Raises:
+            ConfigError: If a name is unknown.
+            CircuitSearchError: As `run`.
+
+        Source: Donut-MINT, arXiv 2509.26235.
+        """
+        from circuitsearch import stages
+
+        stages.chosen_analyses(only)  # refused before a model is loaded
+        with self._claimed() as line:
+            return stages.analyze(line.work, line.teacher, line.pages, only)
 
     def enumerate(self) -> dict[str, list[tuple[Plan, float]]]:
         """Rank every plan within the budget by its loss without training.

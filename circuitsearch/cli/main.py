@@ -10,6 +10,7 @@ import typer
 from circuitsearch import __version__
 
 from . import graph, student, study, teacher
+from .analyze import analyze_command
 from .begin import init_command, schema_command
 from .compare import compare_command
 from .cost import cost_command
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "validate": validate_command,
     "score": score_command,
     "paths": paths_command,
+    "analyze": analyze_command,
     "enumerate": enumerate_command,
     "search": search_command,
     "resume": resume_command,

@@ -7,6 +7,7 @@ with the nearest known one. Paths are relative to the folder the command is run 
 from .data import SPLITS, DataConfig, DocVQAData, RenderedData, RowsData
 from .search import SearchConfig
 from .sections import (
+    AnalysesConfig,
     CircuitConfig,
     DistillConfig,
     ElasticConfig,
@@ -24,6 +25,7 @@ from .sections import (
 
 __all__ = [
     "SPLITS",
+    "AnalysesConfig",
     "CircuitConfig",
     "DataConfig",
     "DistillConfig",

@@ -12,6 +12,7 @@ from circuitsearch.core.errors import choice_problem
 from .base import FilePath, Natural, Positive, Section, Text
 from .data import DataConfig, RenderedData
 from .sections import (
+    AnalysesConfig,
     CircuitConfig,
     DistillConfig,
     ElasticConfig,
@@ -46,6 +47,7 @@ class SearchConfig(Section):
     generation: GenerationConfig = GenerationConfig()
     scores: ScoresConfig = ScoresConfig()
     circuit: CircuitConfig = CircuitConfig()
+    analyses: AnalysesConfig = AnalysesConfig()
     space: SpaceConfig = SpaceConfig()
     elastic: ElasticConfig = ElasticConfig()
     distill: DistillConfig = DistillConfig()

@@ -137,6 +137,23 @@ class CircuitConfig(Section):
     memory_gigabytes: Positive = Field(
         4, description="memory of a pass beside weights and pages, in 10^9 bytes; bounds its batch"
     )
+    shown_pages: Natural | None = Field(
+        None,
+        description="pages whose image and attention maps the circuit page shows; null: 1 of "
+        "rendered pages, none of your own, whose images would travel with the file",
+    )
+
+    def measured(self) -> dict[str, Any]:
+        """Return what the graph's numbers depend on."""
+        return self.model_dump(exclude={"shown_pages"})
+
+
+class AnalysesConfig(Section):
+    """The published analyses of the teacher (docs/analyses.md)."""
+
+    pages: Natural = Field(
+        40, description="pages, of those to score on and of those to select on; 0 takes all"
+    )
 
 
 class SpaceConfig(Section):
@@ -246,6 +263,9 @@ class StudyConfig(Section):
     warm_edges: Natural = Field(1, description="plans from the edges of the circuit graph")
     warm_pairs: Natural = Field(
         1, description="plans from effects, with pairs, on the elastic teacher"
+    )
+    warm_findings: Natural = Field(
+        0, description="plans that follow from the published analyses (docs/analyses.md)"
     )
     warm_elastic: Natural = Field(3, description="best plans of the elastic teacher")
     promote: Natural = Field(

@@ -87,11 +87,16 @@ def _print_time(found: Mapping[str, Any], console: Console) -> None:
         for name, one in made.items()
         if isinstance(one, dict)
     )
+    paces = {
+        "scored": "seconds per page scored",
+        "of the circuit": "seconds per page of the circuit",
+    }
+    scored = ", ".join(f"{made[name]:.3g} s a page {words}" for words, name in paces.items())
     pages = (
         f"{made['seconds per page']:.3g} s a page, {made['seconds per question']:.3g} s a question"
     )
     for line in (
         f"time, about {duration(found['seconds'])}: {parts}; not counted: {found['not counted']}",
-        f"measured on {found['machine']}: {steps}; {pages} (n = {made['pages']} pages)",
+        f"measured on {found['machine']}: {steps}; {pages} (n = {made['pages']} pages); {scored}",
     ):
         console.print(line, markup=False)

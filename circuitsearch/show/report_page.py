@@ -8,17 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from html import escape
-from importlib.resources import files
-
 from circuitsearch.show.report_evidence import (
     answers_section,
     redo_section,
     scores_section,
     speed_section,
 )
-from circuitsearch.show.report_markup import Markup, element, joined
+from circuitsearch.show.report_frame import framed
 from circuitsearch.show.report_material import Material, teacher_of
 from circuitsearch.show.report_results import (
     cost_section,
@@ -26,7 +22,7 @@ from circuitsearch.show.report_results import (
     result_section,
     search_section,
 )
-from circuitsearch.show.text import count, filled, one_line
+from circuitsearch.show.text import count
 
 __all__ = ["report_html"]
 
@@ -41,44 +37,24 @@ def report_html(material: Material, *, links: bool = False) -> str:
     Raises:
         DataError: the rows cannot be compared, or no row is the teacher's.
     """
-    sections: dict[str, tuple[str, Callable[[], Markup]]] = {
-        "result": ("Result", lambda: result_section(material)),
-        "cost": ("Quality against cost", lambda: cost_section(material)),
-        "search": ("Course of the search", lambda: search_section(material)),
-        "kept": ("What the best plans keep", lambda: kept_section(material)),
-        "scores": ("Scores and effects", lambda: scores_section(material)),
-        "answers": ("Answers side by side", lambda: answers_section(material)),
-        "speed": ("Measured speed", lambda: speed_section(material)),
-        "redo": ("How to do it again", lambda: redo_section(material, links=links)),
+    sections = {
+        "result": ("Result", result_section(material)),
+        "cost": ("Quality against cost", cost_section(material)),
+        "search": ("Course of the search", search_section(material)),
+        "kept": ("What the best plans keep", kept_section(material)),
+        "scores": ("Scores and effects", scores_section(material)),
+        "answers": ("Answers side by side", answers_section(material)),
+        "speed": ("Measured speed", speed_section(material)),
+        "redo": ("How to do it again", redo_section(material, links=links)),
     }
-    template, style = (
-        (files("circuitsearch.show") / "templates" / f"report.{suffix}").read_text("utf-8")
-        for suffix in ("html", "css")
+    return framed(
+        str(material.facts.get("title", "Result")),
+        _lead(material),
+        sections,
+        kind="report of a search",
+        skip="Skip to the result",
+        made="files of the search",
     )
-    body = joined(
-        element(
-            "section",
-            element("h2", heading, id=f"{name}-heading"),
-            make(),
-            id=name,
-            aria_labelledby=f"{name}-heading",
-        )
-        for name, (heading, make) in sections.items()
-    )
-    contents = {
-        "title": escape(one_line(str(material.facts.get("title", "Result")))),
-        "style": style,
-        "lead": element("p", _lead(material), kind="lead"),
-        "contents": element(
-            "ul",
-            *(
-                element("li", element("a", heading, href=f"#{name}"))
-                for name, (heading, _) in sections.items()
-            ),
-        ),
-        "body": body.replace("</section>", "</section>\n"),
-    }
-    return filled(template, contents)
 
 
 def _lead(material: Material) -> str:

@@ -5,6 +5,7 @@ the next stage needs. Keys hold everything that decides a result: the teacher's 
 pages' hash, the settings. Nothing here knows an architecture or a data format.
 """
 
+from .analyzing import analyze, chosen_analyses
 from .baselines import propose
 from .comparing import compare
 from .discover import draw_circuit, score, trace_paths
@@ -22,8 +23,10 @@ __all__ = [
     "Ranking",
     "StudentTrainer",
     "WarmPlans",
+    "analyze",
     "answer_file",
     "card_facts",
+    "chosen_analyses",
     "compare",
     "compute_features",
     "distill_plan",

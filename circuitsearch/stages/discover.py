@@ -14,7 +14,9 @@ from circuitsearch.discovery.paths.keyword import keyword_paths
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.discovery.scoring import score_components
+from circuitsearch.show.page_maps import PageMaps
 from circuitsearch.show.viewer import write_circuit_html
+from circuitsearch.stages.page_maps import has_grid, page_maps
 from circuitsearch.teacher.documents.records import Page, fingerprint
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
@@ -88,12 +90,28 @@ def draw_circuit(
         return circuit.to_node_link()
 
     about = [teacher.fingerprint, paths.to_json(), work.config.generation.model_dump()]
-    key = ["circuit", SCHEMA, fingerprint(pages), settings.model_dump(), work.config.seed, *about]
+    key = ["circuit", SCHEMA, fingerprint(pages), settings.measured(), work.config.seed, *about]
     data: dict[str, Any] = work.kept("circuit", key, compute)
     circuit = CircuitGraph.from_node_link(data)
     write_json(work.folder / "circuit.json", data)
     circuit.save_graphml(work.folder / "circuit.graphml")
     write_circuit_html(
-        data, work.folder / "circuit.html", title=f"Circuit of {work.config.teacher}"
+        data,
+        work.folder / "circuit.html",
+        title=f"Circuit of {work.config.teacher}",
+        pages=_shown(work, teacher, pages),
     )
     return data
+
+
+def _shown(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[PageMaps, ...]:
+    """Return where heads look on the pages that the circuit page shows."""
+    wanted = work.config.circuit.shown_pages
+    if wanted is None:  # an image of somebody's document leaves the machine only when asked to
+        rendered = work.config.data.source == "rendered"
+        wanted = int(rendered and has_grid(teacher))
+    asked = [page for page in pages if page.questions][:wanted]
+    if not asked:
+        return ()
+    with work.say.stage("reading where heads look"):
+        return page_maps(teacher, asked)

@@ -4,11 +4,8 @@ One pass per batch of questions: before each cross-attention the stream is there
 weights at the position that predicts the first answer token are one small product. The picture is
 what the encoder saw, resized and padded, so that patches and weights lie on each other.
 
-    from circuitsearch.stages.page_maps import page_maps
-    write_circuit_html(circuit, "circuit.html", pages=page_maps(teacher, pages[:2]))
-
-The pages' images end up in a file that may be mailed around; call this for rendered pages, or for
-documents that whoever gets the file may see.
+The pages' images end up in a file that may be mailed around: a search shows rendered pages, and
+the user's own documents only when the search file asks for them (`circuit.shown_pages`).
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from circuitsearch.teacher.decoders import write
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["page_maps"]
+__all__ = ["has_grid", "page_maps"]
 
 
 def page_maps(teacher: Teacher, pages: Sequence[Page], *, width: int = 640) -> tuple[PageMaps, ...]:
@@ -75,17 +72,33 @@ def page_maps(teacher: Teacher, pages: Sequence[Page], *, width: int = 640) -> t
     return tuple(found)
 
 
+def has_grid(teacher: Teacher) -> bool:
+    """Tell whether square patches that encoder states stand for tile the encoder's input."""
+    return _tiling(teacher, teacher.shape.encoder.tokens) is not None
+
+
 def _grid(teacher: Teacher, tokens: int) -> tuple[int, int]:
     """Return rows and columns of the square patches that N encoder tokens stand for."""
-    size = teacher.processor.image_processor.size
-    height, width = size["height"], size["width"]
-    side = round((height * width / tokens) ** 0.5)
-    if height % side or width % side or side * side * tokens != height * width:
+    grid = _tiling(teacher, tokens)
+    if grid is None:
+        height, width = _size(teacher)
         raise ConfigError(
             f"Page maps: {tokens} encoder tokens are no grid of square patches on an input of "
             f"{height} x {width} pixels; choose a teacher whose encoder keeps the page's grid"
         )
-    return height // side, width // side
+    return grid
+
+
+def _tiling(teacher: Teacher, tokens: int) -> tuple[int, int] | None:
+    height, width = _size(teacher)
+    side = round((height * width / tokens) ** 0.5)
+    fits = not (height % side or width % side) and side * side * tokens == height * width
+    return (height // side, width // side) if fits else None
+
+
+def _size(teacher: Teacher) -> tuple[int, int]:
+    size = teacher.processor.image_processor.size
+    return size["height"], size["width"]
 
 
 def _seen(teacher: Teacher, page: Page, width: int) -> bytes:

@@ -1,8 +1,9 @@
 """What a search will take, before it is run: costs, trainings, disk, and time by a measurement.
 
-The time is that of the parts that grow with the settings: encoding pages, training, answering.
-Scores, the circuit graph, the ranking of all plans and the report come on top and are not counted;
-nor are plans that two sources share, which are trained once, so the trainings are an upper bound.
+The time is that of the parts that grow with the settings: scores, paths and the circuit graph by
+page; encoding pages, training, answering. The ranking of all plans and the report come on top and
+are not counted; nor are plans that two sources share, which are trained once, so the trainings are
+an upper bound.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ import torch
 from circuitsearch.core.cost import ACCOUNTINGS, cost
 from circuitsearch.core.files import seed_from
 from circuitsearch.core.plan import Plan
+from circuitsearch.progress import QuietReporter
 from circuitsearch.search.elastic import plan_of_step
 from circuitsearch.search.knapsack import solve
 from circuitsearch.search.space import Space
@@ -32,12 +35,15 @@ from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
+from .discover import draw_circuit, score, trace_paths
 from .weights import recipe_of
 
 __all__ = ["largest", "measure_time", "price"]
 
 _PAGES = 4
 """Pages that are encoded, and answered about, to be timed."""
+_SCORED_PAGES = 2
+"""Pages that are scored, and a circuit is drawn from, to be timed; a circuit needs two."""
 _SHARED_STEPS = 20
 """Steps of the elastic teacher that are timed: each runs another plan."""
 
@@ -119,9 +125,14 @@ def measure_time(
     """
     stages = trainings(work)
     with work.say.stage("measuring the pace"):
+        scored, drawn = _discovery(work, teacher, _apart(pages["score"])[:_SCORED_PAGES])
         page, answer = _reading(work, teacher, pages["select"][:_PAGES])
         step, shared = _training(work, teacher, pages["train"], space)
-    spent = {"encoding": page * sum(len(pages[name]) for name in ("train", "select", "final"))}
+    spent = {
+        "scores and paths": scored * len(pages["score"]),
+        "circuit graph": drawn * min(work.config.circuit.pages, len(pages["score"])),
+        "encoding": page * sum(len(pages[name]) for name in ("train", "select", "final")),
+    }
     for name, asked in stages.items():
         each = shared if name == "elastic teacher" else step
         spent[name] = asked["trainings"] * asked["steps"] * each["seconds"]
@@ -135,8 +146,10 @@ def measure_time(
     return {
         "seconds": round(sum(spent.values()), 1),
         "by part": {name: round(seconds, 1) for name, seconds in spent.items()},
-        "not counted": "scores, circuit graph, ranking of all plans, report",
+        "not counted": "ranking of all plans, report",
         "measured": {
+            "seconds per page scored": scored,
+            "seconds per page of the circuit": drawn,
             "seconds per page": page,
             "seconds per question": answer,
             "pages": min(_PAGES, len(pages["select"])),
@@ -145,6 +158,26 @@ def measure_time(
         },
         "machine": _machine(teacher),
     }
+
+
+def _apart(pages: Sequence[Page]) -> list[Page]:
+    """Return a page with questions of every document."""
+    return list({page.document: page for page in reversed(pages) if page.questions}.values())[::-1]
+
+
+def _discovery(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[float, float]:
+    """Return seconds per page of scores with paths, and of the circuit graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        circuit = work.config.circuit.model_copy(update={"shown_pages": 0})
+        config = work.config.model_copy(update={"output": Path(folder), "circuit": circuit})
+        beside = Workspace(config, QuietReporter())
+        started = time.perf_counter()
+        score(beside, teacher, pages)
+        paths = trace_paths(beside, teacher, pages)
+        scored = time.perf_counter()
+        draw_circuit(beside, teacher, pages, paths)
+        ended = time.perf_counter()
+    return (scored - started) / len(pages), (ended - scored) / len(pages)
 
 
 def _reading(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
+from circuitsearch.show.analysis_files import PAGE_FILE
 from circuitsearch.show.plots import quality_against_cost
 from circuitsearch.show.report import REPORT_FILE, write_report, write_result
 from circuitsearch.show.report_material import teacher_of
@@ -29,6 +30,7 @@ from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import CONFIG_FILE, Workspace
 
+from .analyzing import ANALYSES_FOLDER
 from .comparing import BEST
 from .kept_answers import FinalUses
 from .recording import record_of
@@ -166,6 +168,7 @@ def outputs(work: Workspace) -> dict[str, Path]:
         "circuit page": folder / "circuit.html",
         "circuit graph": folder / "circuit.json",
         "scores": folder / "scores.json",
+        "analyses": folder / ANALYSES_FOLDER / PAGE_FILE,
         "best student": folder / "student",
         "example page": folder / "page.png",
         "study": folder / "study.db",

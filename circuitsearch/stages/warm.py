@@ -6,18 +6,24 @@ Every source proposes plans by the same integer program over its own numbers (`s
     edges     the circuit graph's edges, worth something when both ends stay
     pairs     effects and pair effects on the elastic teacher: what is needed after recovery
     elastic   the ranking under the elastic teacher
+
+One source follows a rule instead: `findings`, the published analyses of the teacher, which say what
+a student has to keep (`discovery.analyses.plan_rule`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.errors import ConfigError, PlanError
 from circuitsearch.core.files import write_json
+from circuitsearch.core.findings import Finding
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
+from circuitsearch.discovery.analyses.plan_rule import Evidence, plans_from
 from circuitsearch.discovery.patching.components import effects, pair_effects
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.search.knapsack import pool, sweep_budget
@@ -40,6 +46,8 @@ __all__ = ["WarmPlans", "warm_start", "worths"]
 
 WarmPlans = list[tuple[Plan, str]]
 """Plans to distil first, with the source that proposed each."""
+_RULED = "decoder parameters (paper)"
+"""The limit that the rule of findings reads."""
 Worths = tuple[Sequence[float], Sequence[Interaction]]
 """Worths of units, and of units that stay together."""
 
@@ -69,6 +77,7 @@ def warm_start(
     circuit: Mapping[str, Any],
     elastic: ResidualDecoder | None,
     pages: Sequence[Page],
+    findings: Callable[[], Mapping[str, Finding]],
 ) -> WarmPlans:
     """Return the plans to distil first, each labelled with its source.
 
@@ -80,6 +89,7 @@ def warm_start(
         circuit: The circuit graph as node-link JSON.
         elastic: The elastic teacher's decoder.
         pages: Pages on which pairs are measured.
+        findings: Runs the published analyses; called where a plan is to follow from them.
     """
     settings = work.config.search
     known_worths = prior.array(space)
@@ -105,10 +115,38 @@ def warm_start(
         # As many more as are known already, so that a source loses no place to another.
         plans = pool(values, space, count + len(known), interactions=together)
         found += [(plan, name) for plan in plans if plan.hash not in known][:count]
+    if settings.warm_findings:
+        known = {plan.hash for plan, _ in found}
+        derived = (plan for plan in plans_of(space, findings()) if plan.hash not in known)
+        found += [(plan, "findings") for plan in islice(derived, settings.warm_findings)]
     known = {plan.hash for plan, _ in found}
     ranked = sorted(prior.ranking, key=lambda row: (row[1], str(row[0])))
     fresh = [plan for plan, _ in ranked if plan.hash not in known]
     return found + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
+
+
+def plans_of(space: Space, findings: Mapping[str, Finding]) -> list[Plan]:
+    """Return feasible plans that follow from findings, those of the largest share first.
+
+    The rule spends shares of the decoder's parameters. Where the search limits something else as
+    well, or offers less than the rule asks for, smaller shares give way until a plan fits.
+
+    Args:
+        space: The feasible plans.
+        findings: What analyses found, by name.
+    """
+    limits = [limit.text for limit in space.budget.limits if limit.name == _RULED]
+    shares = (*limits, *(f"{share / 2:g}%" for share in range(200, 0, -1)))
+    derived = plans_from(space.shape, Evidence.of(findings), shares)
+    plans = dict.fromkeys(plan for one in derived for plan in (one.plan, one.plain))
+    return [plan for plan in plans if _offered(space, plan)]
+
+
+def _offered(space: Space, plan: Plan) -> bool:
+    try:
+        return space.feasible(plan)
+    except PlanError:  # it keeps what is no choice of this space
+        return False
 
 
 def replaced_worths(

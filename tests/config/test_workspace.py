@@ -34,6 +34,15 @@ def test_a_result_is_computed_once_per_key(work):
     assert work.kept("stage", ["inputs", 2], compute) == {"a": [2], "b": 1.5}
 
 
+def test_what_is_on_file_is_found_without_computing(work):
+    assert work.found("stage", "key") is None
+    work.kept("stage", "key", lambda: [1])
+    assert work.found("stage", "key") == [1]
+    assert work.found("stage", "other") is None
+    (work.config.work / "stage.json").write_text('{"key": ')
+    assert work.found("stage", "key") is None
+
+
 def test_a_damaged_result_is_made_again(work):
     work.kept("stage", "key", lambda: 1)
     (work.config.work / "stage.json").write_text('{"key": ')

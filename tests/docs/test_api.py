@@ -101,6 +101,7 @@ def default(call: Callable[..., Any], name: str) -> Any:
         (functions.compare, "compare", ("strict", "seed", "draws")),
         (functions.export, "export", ("opset",)),
         (Search.validate, "validate", ("measure",)),
+        (Search.analyze, "analyze", ("only",)),
         (Search.distill, "distill", ("steps", "seed", "stock")),
         (Search.evaluate, "evaluate", ("student", "split", "strict")),
     ],

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("viewer", "report", "tables", "plots")
+MODULES = ("viewer", "report", "tables", "plots", "analysis_files")
 
 
 def test_floor_5_loads_no_torch_and_no_floor_between() -> None:

@@ -121,6 +121,9 @@ def test_the_estimate_is_the_sum_of_its_parts(search: Path, tmp_path: Path) -> N
     parts = made["by part"]
     step = made["measured"]["step of the largest student"]
     assert parts["search"] == pytest.approx(3 * 5 * step["seconds"], abs=0.06)
+    page = made["measured"]["seconds per page of the circuit"]
+    assert parts["circuit graph"] == pytest.approx(2 * page, abs=0.06)  # 2 pages to score on
+    assert made["measured"]["seconds per page scored"] > 0
     assert made["seconds"] == pytest.approx(sum(parts.values()), abs=0.06 * len(parts))
     assert made["measured"]["pages"] == 3
     assert "threads" in made["machine"]

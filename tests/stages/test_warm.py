@@ -10,6 +10,8 @@ import torch
 from circuitsearch.config import LimitConfig, SearchConfig, SpaceConfig
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.components import sublayers
+from circuitsearch.core.cost import Quantity, cost
+from circuitsearch.core.findings import Finding, Verdict
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.knapsack import total
@@ -17,7 +19,7 @@ from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import unit_worths
 from circuitsearch.stages.inputs import fit
-from circuitsearch.stages.warm import replaced_worths
+from circuitsearch.stages.warm import plans_of, replaced_worths
 from circuitsearch.students import build_student, fit_replacements
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
@@ -89,3 +91,47 @@ def test_worths_of_replacements_predict_the_loss_of_their_plan(
         predicted = clean + whole - total(space.bits(plan), values)
         # twelve float32 losses of the walk against those of students built alone
         assert predicted == pytest.approx(loss(plan), abs=1e-3), text
+
+
+def found(name: str, **values: object) -> Finding:
+    verdict = Verdict("claim", "it is so", "", "1", "shown", "none")
+    return Finding(name, name, "?", "!", 1, verdicts=(verdict,), values=values)
+
+
+FINDINGS = {
+    "skip": found("skip", effects={"C3": 9.0, "C2": 5.0, "S3": 2.0, "M0": 1.5, "S0": 1.0}),
+    "paths": found("paths", minimal=["S3"]),
+    "cleaner": found("cleaner", alone_as_good=True),
+    "case": found("case", lowers_case=True),
+}
+
+
+def room_for(teacher: Teacher, plan: str, quantity: Quantity) -> LimitSpec:
+    """A limit that the plan just meets."""
+    spent = cost(Plan.parse(plan), teacher.shape, "paper").scopes["decoder"]
+    return LimitSpec(quantity, spent.parameters if quantity == "parameters" else spent.macs)
+
+
+@pytest.mark.parametrize("replacements", [(), ("alone",)])
+@pytest.mark.parametrize("expected", ["M0 C2 S3 C3", "C2 S3 C3", "S3 C3", "C3"])
+def test_plans_follow_from_findings_within_the_space(
+    tiny_teacher: Teacher, expected: str, replacements: tuple[str, ...]
+) -> None:
+    budget = Budget.resolve([room_for(tiny_teacher, expected, "parameters")], tiny_teacher.shape)
+    space = Space(tiny_teacher.shape, budget, Choices(replacements=replacements))  # type: ignore[arg-type]
+    plans = plans_of(space, FINDINGS)
+    # the last cross-attention's write does as well alone, and nothing is kept behind it
+    assert str(plans[0]) == f"{expected}=alone" if replacements else expected
+    assert len(plans) == len(set(plans))
+    assert all(space.feasible(plan) for plan in plans)
+
+
+def test_a_second_limit_makes_the_rule_spend_less(tiny_teacher: Teacher) -> None:
+    limits = [
+        room_for(tiny_teacher, "M0 C2 S3 C3", "parameters"),
+        room_for(tiny_teacher, "S3 C3", "macs"),
+    ]
+    space = Space(tiny_teacher.shape, Budget.resolve(limits, tiny_teacher.shape))
+    plans = plans_of(space, FINDINGS)
+    assert str(plans[0]) == "S3 C3"
+    assert all(space.feasible(plan) for plan in plans)

@@ -3,6 +3,7 @@
 keyword     which chain carries a keyword to the query that reads the page (Donut-MINT, Prop. 4)
 transforms  the linearised sub-layers that a keyword's chains are made of
 measures    how well a chain's end stands in for the clean stream
+rows        the same at every keyword token
 table       the keyword's result as a record; needs no torch
 
 scored      the score of every path from embedding and page to the logits or a query

@@ -44,6 +44,7 @@ from ..ablation import Progress
 from ..keywords import Keywords, question_words
 from ..sample import Sample
 from .measures import BatchPaths, measure
+from .rows import PathRows
 from .table import PathScore, PathTable
 from .transforms import (
     PathOptions,
@@ -54,7 +55,7 @@ from .transforms import (
     transform,
 )
 
-__all__ = ["SUBLAYER_SETS", "PathScore", "PathTable", "keyword_paths"]
+__all__ = ["SUBLAYER_SETS", "PathScore", "PathTable", "keyword_paths", "keyword_rows"]
 
 SUBLAYER_SETS: Mapping[str, tuple[str, ...]] = {
     "paper": ("S1", "M1", "S2", "M2", "S3"),
@@ -95,23 +96,55 @@ def keyword_paths(
         ConfigError: target or sub-layers do not fit.
         DataError: no example has a keyword.
     """
+    chosen = PathOptions() if options is None else options
+    rows = keyword_rows(
+        teacher,
+        sample,
+        keywords,
+        target=target,
+        sublayers=sublayers,
+        options=chosen,
+        decoder=decoder,
+        progress=progress,
+    )
+    return _table(teacher.fingerprint, target, chosen, rows)
+
+
+def keyword_rows(
+    teacher: Teacher,
+    sample: Sample,
+    keywords: Keywords | None = None,
+    *,
+    target: str = "C3",
+    sublayers: str | Sequence[str] = "paper",
+    options: PathOptions | None = None,
+    decoder: ResidualDecoder | None = None,
+    progress: Progress | None = None,
+) -> PathRows:
+    """Measure all paths from keyword to query, keyword token by keyword token.
+
+    Arguments and errors are those of `keyword_paths`, whose table averages these rows.
+
+    Memory: 4 * 2^k * (heads + 4) bytes per keyword token, for k sub-layers.
+    """
     view = teacher.decoder if decoder is None else decoder
     goal, order = _resolved(view, target, sublayers)
     chosen = PathOptions() if options is None else options
     find = question_words(teacher.tokens.tokenizer) if keywords is None else keywords
-    measured: list[BatchPaths] = []
+    measured: list[tuple[int, BatchPaths]] = []
     with torch.no_grad():
         for done, (batch, states) in enumerate(sample.batches):
             spots = _spots(batch, find)
             if spots is not None:
-                measured.append(_measure(view, batch, states, spots, goal, order, chosen))
+                part = _measure(view, batch, states, spots, goal, order, chosen)
+                measured.append((done * sample.batch_size, part))
             if progress is not None:
                 progress("paths", done + 1, len(sample.batches))
     if not measured:
         raise DataError(
             "Paths: no example has a keyword; give a `keywords` function that finds some"
         )
-    return _table(teacher.fingerprint, goal, order, chosen, measured)
+    return PathRows.of(tuple(s.name for s in order), measured)
 
 
 def _resolved(
@@ -186,46 +219,35 @@ def _measure(
     return measure(decoder, batch, memory, x, spots, target, vectors, options, gap)
 
 
-def _table(
-    teacher: str,
-    target: SubLayer,
-    order: tuple[SubLayer, ...],
-    options: PathOptions,
-    measured: list[BatchPaths],
-) -> PathTable:
-    """Average the batches' measures over keyword tokens."""
-    cosines = torch.cat([part.cosines for part in measured], dim=1).double().cpu()
-    overlaps = torch.cat([part.overlaps for part in measured], dim=1).double().cpu().mean(dim=1)
-    tops = torch.cat([part.top_overlaps for part in measured], dim=1).double().cpu().mean(dim=1)
-    per_token = cosines.mean(dim=2)
-    known = [part.losses for part in measured if part.losses is not None]
-    losses = torch.cat(known, dim=1).double().cpu().mean(dim=1) if known else None
-    clean = torch.cat([part.clean_losses for part in measured]).double().mean()
+def _table(teacher: str, target: str, options: PathOptions, rows: PathRows) -> PathTable:
+    """Average the measures over keyword tokens."""
+    per_token, overlaps = rows.effectiveness, rows.overlaps.mean(axis=1)
+    losses = None if rows.losses is None else rows.losses.mean(axis=1)
     paths = tuple(
         PathScore(
-            through=tuple(s.name for i, s in enumerate(order) if index >> i & 1),
+            through=through,
             effectiveness=float(per_token[index].mean()),
-            effectiveness_sd=float(per_token[index].std(correction=0)),
-            heads=tuple(cosines[index].mean(dim=0).tolist()),
+            effectiveness_sd=float(per_token[index].std()),
+            heads=tuple(rows.cosines[index].mean(axis=0).tolist()),
             overlap=float(overlaps[index]),
             loss=None if losses is None else float(losses[index]),
-            top_overlap=float(tops[index]),
+            top_overlap=float(rows.top_overlaps[index].mean()),
         )
-        for index in range(len(per_token))
+        for index, through in enumerate(rows.paths)
     )
-    columns = {"effectiveness": per_token.mean(dim=1).numpy(), "overlap": overlaps.numpy()}
+    columns = {"effectiveness": per_token.mean(axis=1), "overlap": overlaps}
     if losses is not None:
-        columns["loss"] = -losses.numpy()  # a low loss is good
+        columns["loss"] = -losses  # a low loss is good
     return PathTable(
         teacher=teacher,
-        target=target.name,
-        sublayers=tuple(s.name for s in order),
+        target=target,
+        sublayers=rows.sublayers,
         options=asdict(options),
-        examples=sum(part.examples for part in measured),
+        examples=len(set(rows.examples.tolist())),
         keywords=per_token.shape[1],
-        clean_loss=float(clean),
+        clean_loss=float(rows.clean_losses.mean()),
         paths=paths,
-        identity_gap=max(part.gap for part in measured),
+        identity_gap=rows.gap,
         agreement=_agreement(columns),
     )
 

@@ -3,6 +3,9 @@
 Given the vectors of all paths at the spots of one batch, four measures per path and keyword token:
 cosine of the queries, overlap of the attention maps over the page, overlap of their most attended
 tokens, and the loss of the first answer token. See `keyword`.
+
+Queries have much in common whatever is asked, biases to begin with. So beside the first measure
+stands its control: the cosine with the clean query of another question of the batch.
 """
 
 from __future__ import annotations
@@ -29,20 +32,23 @@ class BatchPaths:
 
     Attributes:
         cosines: [n, K, H].
+        controls: [n, K] cosine with the clean query of another question, mean over heads; NaN where
+            the batch asks no other.
         overlaps: [n, K], by Jensen-Shannon divergence.
         top_overlaps: [n, K], by most attended tokens.
         losses: [n, K], or None when a self-attention follows the target.
         clean_losses: [K] loss of the first answer token in the clean run.
-        examples: examples with a keyword.
+        rows: [K] row of the batch.
         gap: `transforms.identity_gap` of this batch.
     """
 
     cosines: Tensor
+    controls: Tensor
     overlaps: Tensor
     top_overlaps: Tensor
     losses: Tensor | None
     clean_losses: Tensor
-    examples: int
+    rows: Tensor
     gap: float
 
 
@@ -75,6 +81,9 @@ def measure(
     query = reader(parts, clean, options)
     path_queries, clean_query = query(vectors), query(clean)
     cosines = cosine_similarity(path_queries, clean_query, dim=-1)
+    rivals, known = _rivals(batch, spots)
+    controls = cosine_similarity(path_queries, clean_query[rivals], dim=-1).mean(dim=-1)
+    controls = controls.masked_fill(~known, torch.nan)
     # attention is judged against the true clean map, so both queries carry their biases there
     attend = reader(parts, clean, PathOptions(norm=options.norm))
     keys = memory.keys_values[target][0]
@@ -95,8 +104,21 @@ def measure(
         )
     end = continue_from(decoder, stream, memory, after=_before(decoder, target))
     clean_losses = token_loss(decoder.readout(spots.at_answer(end)), labels)
-    examples = len(set(spots.rows.tolist()))
-    return BatchPaths(cosines, overlaps, top_overlaps, losses, clean_losses, examples, gap)
+    return BatchPaths(
+        cosines, controls, overlaps, top_overlaps, losses, clean_losses, spots.rows, gap
+    )
+
+
+def _rivals(batch: Batch, spots: Spots) -> tuple[Tensor, Tensor]:
+    """Return [K] the next spot of another question, going round, and [K] whether there is one."""
+    asked = [batch.examples[row].question.text for row in spots.rows.tolist()]
+    count = len(asked)
+    found = [
+        next(((i + k) % count for k in range(1, count) if asked[(i + k) % count] != asked[i]), -1)
+        for i in range(count)
+    ]
+    index = torch.tensor(found, device=spots.rows.device)
+    return index.clamp_min(0), index >= 0
 
 
 def _before(decoder: ResidualDecoder, target: SubLayer) -> SubLayer | None:

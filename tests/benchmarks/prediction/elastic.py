@@ -68,6 +68,7 @@ SETTINGS = (
     Setting("uniform", 3600, seed=1, batch=32),
     Setting("uniform", 1800),
     Setting("uniform", 7200, batch=16),
+    Setting("uniform", 7200, seed=1, batch=16),
     Setting("even", 1800),
     Setting("even", 1800, seed=1),
     Setting("even", 1800, seed=2),

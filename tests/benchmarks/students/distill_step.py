@@ -1,7 +1,7 @@
 """Time one distillation step on cached features against the plain loop.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/distill_step.py
-    OMP_NUM_THREADS=1 python tests/benchmarks/distill_step.py --donut-base [--encoder]
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/distill_step.py
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/distill_step.py --donut-base [--encoder]
 
 The plain loop is what a training script does without this package: every step runs the encoder on
 the pages of its rows, the whole teacher for its logits and the Hugging Face student, with output

@@ -1,6 +1,7 @@
 """Compare the presets of losses on the shipped teacher: quality after few steps, and time.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/losses.py [--steps 80] [--seeds 1] [--plans "M0 C3"]
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/losses.py
+        [--steps 80] [--seeds 1] [--plans "M0 C3"]
 
 Every preset trains the same students on the same rendered pages in the same order; the columns are
 the mean cross-entropy (nats per question's answer token) on held-out pages and processor seconds
