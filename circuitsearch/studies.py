@@ -15,28 +15,22 @@ from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.transfer import list_studies
 from circuitsearch.workspace import CONFIG_FILE
 
-__all__ = ["check_there", "open_database", "study_named", "view_study"]
+__all__ = ["check_there", "open_database", "search_file", "study_named", "view_study"]
 
 
 @contextmanager
 def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
-    """Open the database behind a place; also give the study's name if the place is a folder.
+    """Open the database behind a place; also give the study's name if the place is a search.
 
     Args:
-        where: Output folder of a search, path of an SQLite file or database URL.
+        where: A search file, output folder of a search, path of an SQLite file or database URL.
 
     Raises:
         ConfigError: If the folder is not that of a search.
         StorageError: If there is no such database, or it cannot be read.
     """
-    url, name = where, None
-    if "://" not in where and Path(where).is_dir():
-        path = Path(where) / CONFIG_FILE
-        if not path.exists():
-            raise ConfigError(
-                f"{where}: no {CONFIG_FILE} there; give the output folder of a search, an SQLite "
-                "file or a database URL"
-            )
+    url, name, path = where, None, search_file(where)
+    if path is not None:
         config = load_config(path)
         url, name = config.database, config.name
     check_there(url)
@@ -45,6 +39,27 @@ def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
         yield storage, name
     finally:
         close_storage(storage)
+
+
+def search_file(where: str) -> Path | None:
+    """Return the search file that a place is or holds, None where it is a database.
+
+    Raises:
+        ConfigError: If the place is a folder without one.
+    """
+    place = Path(where)
+    if "://" in where:
+        return None
+    if place.suffix.lower() in (".yaml", ".yml"):
+        return place
+    if not place.is_dir():
+        return None
+    if not (place / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{where}: no {CONFIG_FILE} there; give a search file, the output folder of a search, "
+            "an SQLite file or a database URL"
+        )
+    return place / CONFIG_FILE
 
 
 def check_there(url: str) -> None:

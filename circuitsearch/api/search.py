@@ -193,7 +193,7 @@ class Search:
 
         stages.chosen_analyses(only)  # refused before a model is loaded
         with self._claimed() as line:
-            return stages.analyze(line.work, line.teacher, line.pages, only)
+            return line.findings(only)
 
     def enumerate(self) -> dict[str, list[tuple[Plan, float]]]:
         """Rank every plan within the budget by its loss without training.

@@ -47,7 +47,7 @@ def analyze_command(
     work = pipeline.work
     rest = "" if only is None else f" --only {','.join(names or ())}"
     on_interrupt(f"circuitsearch analyze {work.folder / CONFIG_FILE}{rest}")
-    findings = stages.analyze(work, pipeline.teacher, pipeline.pages, names)
+    findings = pipeline.findings(names)
     if json:
         emit({name: finding.to_json() for name, finding in findings.items()})
         return

@@ -109,19 +109,21 @@ def run_command(
 
 @command
 def resume_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of a search.")],
+    where: Annotated[
+        str, typer.Argument(metavar="WHERE", help="Output folder of a search, or SEARCH.yaml.")
+    ],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a search from its output folder."""
+    """Go on with a search that was stopped."""
+    from circuitsearch.core.errors import ConfigError
+    from circuitsearch.studies import search_file
     from circuitsearch.workspace import CONFIG_FILE
 
-    path = folder / CONFIG_FILE
-    if not path.exists():
-        from circuitsearch.core.errors import ConfigError
-
+    path = search_file(where)
+    if path is None:
         raise ConfigError(
-            f"{folder}: no {CONFIG_FILE} there; give the output folder of a search that was run"
+            f"{where}: no {CONFIG_FILE} there; give a search file or the output folder of a search"
         )
     _finish(open_pipeline(path, None, quiet), json)
 

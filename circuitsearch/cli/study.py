@@ -35,7 +35,9 @@ _VARIABLE = "CIRCUITSEARCH_STORAGE"
 Where = Annotated[
     str,
     typer.Argument(
-        metavar="WHERE", envvar=_VARIABLE, help="Folder of a search, SQLite file or database URL."
+        metavar="WHERE",
+        envvar=_VARIABLE,
+        help="SEARCH.yaml, its output folder, SQLite file or database URL.",
     ),
 ]
 StudyName = Annotated[str | None, typer.Option("--study", help="Name, where there are several.")]

@@ -7,11 +7,12 @@ are those of `report_canvas`: the same chart gives the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from circuitsearch.core.findings import Chart, Series
+from circuitsearch.core.findings import Chart, Finding, Series
 from circuitsearch.show.analysis_axes import add_legend, chart_size, name_places, wrapped
 from circuitsearch.show.analysis_heat import draw_heat
 from circuitsearch.show.report_canvas import (
@@ -21,12 +22,11 @@ from circuitsearch.show.report_canvas import (
     INK,
     canvas,
     drawing,
-    inline_svg,
     label,
     saved,
 )
 
-__all__ = ["chart_files", "chart_svg"]
+__all__ = ["chart_files", "charts_of"]
 
 _STYLES = (
     (BEST, "", "o", "-"),
@@ -44,19 +44,18 @@ _STYLES = (
 def chart_files(chart: Chart) -> dict[str, bytes]:
     """Return a chart as the content of a `png` and of an `svg` file."""
     with drawing():
-        return {kind: saved(_figure(chart), kind) for kind in ("png", "svg")}
+        figure = _figure(chart)
+        # what is where is found out once; it takes as long as drawing does
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return {kind: saved(figure, kind) for kind in ("png", "svg")}
 
 
-def chart_svg(chart: Chart, name: str, words: str) -> str:
-    """Return a chart as an SVG element to stand inside a page.
-
-    Args:
-        chart: the chart.
-        name: prefix of its identifiers, letters and digits, unique within the page.
-        words: what it shows, for readers who do not see it; foreign text is escaped.
-    """
-    with drawing():
-        return inline_svg(_figure(chart), name, words)
+def charts_of(findings: Mapping[str, Finding]) -> dict[str, list[dict[str, bytes]]]:
+    """Return the files of every chart, by the name of the analysis."""
+    return {
+        name: [chart_files(chart) for chart in finding.charts] for name, finding in findings.items()
+    }
 
 
 def _figure(chart: Chart) -> Any:

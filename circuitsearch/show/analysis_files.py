@@ -10,7 +10,7 @@ from typing import Any
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import read_json, write_bytes, write_json, write_text
 from circuitsearch.core.findings import Finding
-from circuitsearch.show.analysis_charts import chart_files
+from circuitsearch.show.analysis_charts import charts_of
 from circuitsearch.show.analysis_page import analyses_html
 from circuitsearch.show.analysis_text import findings_markdown
 
@@ -43,17 +43,18 @@ def write_findings(
     """
     place = Path(folder)
     told = {name: finding.to_json() for name, finding in findings.items()}
-    for name, finding in findings.items():
+    charts = charts_of(findings)
+    for name, drawn in charts.items():
         write_json(place / f"{name}.json", told[name])
-        for number, chart in enumerate(finding.charts, 1):
-            for kind, data in chart_files(chart).items():
+        for number, files in enumerate(drawn, 1):
+            for kind, data in files.items():
                 write_bytes(place / f"{name}-{number}.{kind}", data)
     _tidy(place, told)
-    every = {"facts": dict(facts), "findings": told, "format": _FORMAT}
+    every = {"facts": dict(facts), "findings": told, "format": _FORMAT, "order": [*findings]}
     write_json(place / _INDEX, every)
     write_text(place / "analyses.md", findings_markdown(findings, facts))
     page = place / PAGE_FILE
-    write_text(page, analyses_html(findings, facts))
+    write_text(page, analyses_html(findings, facts, charts))
     return page
 
 

@@ -8,13 +8,13 @@ colour says nothing that they do not.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
-from circuitsearch.show.analysis_charts import chart_svg
 from circuitsearch.show.analysis_text import SYMBOLS, cell_text, number_columns, tally
+from circuitsearch.show.report_canvas import inlined
 from circuitsearch.show.report_frame import framed
 from circuitsearch.show.report_markup import Markup, details, element, joined, table
 from circuitsearch.show.report_results import figure, missing
@@ -26,20 +26,26 @@ _FOLDED = 16  # rows from which on a table is folded away
 _COLORS = {"shown": "right", "partly": "close", "not shown": "wrong"}
 _CLAIMS = ("Claim", "What it says", "Published", "This teacher", "Verdict")
 _VERDICTS = ("Claim", "Verdict", "This teacher", "Published", "Rule")
+_INTERVALS = {"bars": "Error bars: 95 % intervals.", "lines": "Bands: 95 % intervals."}
 _KINDS = {"bars": "Bars", "lines": "Lines", "heat": "Map"}
 
 
-def analyses_html(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
+def analyses_html(
+    findings: Mapping[str, Finding],
+    facts: Mapping[str, Any],
+    charts: Mapping[str, Sequence[Mapping[str, bytes]]],
+) -> str:
     """Return the page as the text of an HTML file.
 
     Args:
         findings: by the name of their analysis, in the order of the sections.
         facts: what they are about, plain JSON values; `title` is the heading.
+        charts: their charts as files, see `analysis_charts.charts_of`.
     """
     names = {name: _anchor(name, place) for place, name in enumerate(findings, 1)}
     sections = {"claims": ("Claim by claim", _claims(findings, names))}
     for place, (name, finding) in enumerate(findings.items(), 1):
-        content = _section(finding, place, f"a{place}")
+        content = _section(finding, place, charts[name])
         sections[names[name]] = (f"{place}. {finding.title}", content)
     sections["redo"] = ("How to do it again", _redo(facts))
     return framed(
@@ -82,7 +88,7 @@ def _claims(findings: Mapping[str, Finding], names: Mapping[str, str]) -> Markup
     return element("div", made, kind="claims")
 
 
-def _section(finding: Finding, place: int, prefix: str) -> Markup:
+def _section(finding: Finding, place: int, charts: Sequence[Mapping[str, bytes]]) -> Markup:
     """Return the section of one analysis; its tables and figures are numbered."""
     numbers = count(1)
 
@@ -102,8 +108,8 @@ def _section(finding: Finding, place: int, prefix: str) -> Markup:
     ]
     if finding.charts or finding.tables:
         parts.append(element("h3", "Numbers"))
-    for number, chart in enumerate(finding.charts, 1):
-        parts += _chart(chart, f"{prefix}c{number}", numbered)
+    for number, (chart, drawn) in enumerate(zip(finding.charts, charts, strict=True), 1):
+        parts += _chart(chart, drawn["svg"], f"a{place}c{number}", numbered)
     parts += [_table(one, numbered(one.caption)) for one in finding.tables]
     if finding.notes:
         notes = (element("li", note) for note in finding.notes)
@@ -120,17 +126,17 @@ def _table(made: Table, caption: str, *, folded: bool = False) -> Markup:
     return shown
 
 
-def _chart(chart: Chart, name: str, numbered: Callable[[str], str]) -> list[Markup]:
+def _chart(chart: Chart, svg: bytes, name: str, numbered: Callable[[str], str]) -> list[Markup]:
     """Return a chart and, folded away, a table with its numbers."""
     lines = ", ".join(series.name for series in chart.series)
     words = f"{_KINDS[chart.kind]}: {chart.title}. {chart.y_label} by {chart.x_label}, of {lines}."
     caption = numbered(chart.title)
     ends = any(series.low and series.high for series in chart.series)
-    told = {"bars": " Error bars: 95 % intervals.", "lines": " Bands: 95 % intervals."}
-    caption += told.get(chart.kind, "") if ends else ""
-    svg = chart_svg(chart, name, f"{words} The numbers are in the table that follows.")
+    if ends and chart.kind in _INTERVALS:
+        caption = f"{caption.rstrip('.')}. {_INTERVALS[chart.kind]}"
+    shown = inlined(svg, name, f"{words} The numbers are in the table that follows.")
     numbers = _table(_numbers(chart), numbered(f"Numbers of: {chart.title}"), folded=True)
-    return [figure(svg, caption), numbers]
+    return [figure(shown, caption), numbers]
 
 
 def _numbers(chart: Chart) -> Table:

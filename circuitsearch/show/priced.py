@@ -14,6 +14,8 @@ from circuitsearch.core.text import one_line
 __all__ = ["duration", "print_priced"]
 
 _SCOPES = ("decoder", "total")
+_DOUBTFUL = 0.1
+"""ANLS of a teacher that has not learnt to answer such questions."""
 
 
 def duration(seconds: float) -> str:
@@ -63,8 +65,8 @@ def _number(value: int | str) -> str:
 def _print_costs(facts: Mapping[str, Any], console: Console) -> None:
     table = Table("", "plan", title_justify="left")
     for scope in _SCOPES:
-        table.add_column(f"parameters, {scope}", justify="right")
-        table.add_column(f"MACs, {scope}", justify="right")
+        for what in ("parameters", "MACs"):
+            table.add_column(Text(f"{what}, {scope}", overflow="fold"), justify="right")
     for name, one in facts["costs"].items():
         paper = one["paper"]
         cells = [_count(paper[scope][what]) for scope in _SCOPES for what in ("parameters", "macs")]
@@ -100,3 +102,11 @@ def _print_time(found: Mapping[str, Any], console: Console) -> None:
         f"measured on {found['machine']}: {steps}; {pages} (n = {made['pages']} pages); {scored}",
     ):
         console.print(line, markup=False)
+    known = found["teacher"]
+    if known["anls"] is not None and known["anls"] < _DOUBTFUL:
+        console.print(
+            f"the teacher answers {known['questions']} of these questions with ANLS "
+            f"{known['anls']:.3f}: students learn from it, so choose a teacher of such pages",
+            style="yellow",
+            markup=False,
+        )

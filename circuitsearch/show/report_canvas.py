@@ -34,6 +34,7 @@ __all__ = [
     "canvas",
     "drawing",
     "inline_svg",
+    "inlined",
     "label",
     "saved",
 ]
@@ -112,7 +113,12 @@ def inline_svg(figure: Any, name: str, words: str) -> str:
         name: prefix of its identifiers, letters and digits, unique within the page.
         words: what it shows, for readers who do not see it; foreign text is escaped.
     """
-    text = _AROUND.sub("", saved(figure, "svg").decode("utf-8"))
+    return inlined(saved(figure, "svg"), name, words)
+
+
+def inlined(svg: bytes, name: str, words: str) -> str:
+    """Return what `saved` made as an SVG element to stand inside a page, as `inline_svg` does."""
+    text = _AROUND.sub("", svg.decode("utf-8"))
     text = _NAMES.sub(rf"\g<1>{name}-", text)
     head = f'<svg role="img" aria-label="{escape(words)}" '
     # HTML needs no name spaces; without them the page holds no address at all

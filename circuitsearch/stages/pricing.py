@@ -21,6 +21,7 @@ import torch
 
 from circuitsearch.core.cost import ACCOUNTINGS, cost
 from circuitsearch.core.files import seed_from
+from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.elastic import plan_of_step
@@ -126,7 +127,7 @@ def measure_time(
     stages = trainings(work)
     with work.say.stage("measuring the pace"):
         scored, drawn = _discovery(work, teacher, _apart(pages["score"])[:_SCORED_PAGES])
-        page, answer = _reading(work, teacher, pages["select"][:_PAGES])
+        page, answer, known = _reading(work, teacher, pages["select"][:_PAGES])
         step, shared = _training(work, teacher, pages["train"], space)
     spent = {
         "scores and paths": scored * len(pages["score"]),
@@ -157,6 +158,7 @@ def measure_time(
             **({"step of the elastic teacher": shared} if "elastic teacher" in stages else {}),
         },
         "machine": _machine(teacher),
+        "teacher": {"anls": known.quality, "questions": known.examples},
     }
 
 
@@ -180,8 +182,13 @@ def _discovery(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tupl
     return (scored - started) / len(pages), (ended - scored) / len(pages)
 
 
-def _reading(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[float, float]:
-    """Return seconds per page of encoding, and per question of answering by the whole teacher."""
+def _reading(
+    work: Workspace, teacher: Teacher, pages: Sequence[Page]
+) -> tuple[float, float, Measurement]:
+    """Return seconds per page of encoding and per question of answering, and the teacher's answers.
+
+    The whole teacher answers, which no student does more slowly.
+    """
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         features = prepare_features(
@@ -189,9 +196,11 @@ def _reading(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[
         )
         encoded = time.perf_counter()
         whole = Plan.full(teacher.shape.decoder.layers)
-        examine(teacher.model, teacher, features, whole, phase="teacher", source="teacher")
+        made, _ = examine(
+            teacher.model, teacher, features, whole, phase="teacher", source="teacher"
+        )
         ended = time.perf_counter()
-    return (encoded - started) / len(pages), (ended - encoded) / len(features.examples)
+    return (encoded - started) / len(pages), (ended - encoded) / made.examples, made
 
 
 def _training(

@@ -11,6 +11,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
+from circuitsearch.show.analysis_charts import charts_of
 from circuitsearch.show.analysis_page import analyses_html
 from tests.show.findings import FACTS, findings
 from tests.show.test_report_page import EVIL
@@ -21,10 +22,9 @@ RULES = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("analyses")
-    told = {
-        "harmless": analyses_html(findings(), FACTS),
-        "hostile": analyses_html(findings(EVIL), {EVIL: EVIL, "title": EVIL}),
-    }
+    given = {"harmless": findings(), "hostile": findings(EVIL)}
+    facts = {"harmless": FACTS, "hostile": {EVIL: EVIL, "title": EVIL}}
+    told = {name: analyses_html(one, facts[name], charts_of(one)) for name, one in given.items()}
     paths = {name: folder / f"{name}.html" for name in told}
     for name, path in paths.items():
         path.write_text(told[name], "utf-8")

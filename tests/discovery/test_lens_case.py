@@ -27,7 +27,7 @@ def reading_of(inputs: list[int], *tops: list[int]) -> Reading:
         ranks=blank,
         logits=blank,
         log_probabilities=blank,
-        entropies=blank[:, :, 0],
+        entropies=np.zeros((len(tops), count)),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError, DataError
-from circuitsearch.discovery.paths.keyword import SUBLAYER_SETS, keyword_paths
+from circuitsearch.discovery.paths.keyword import SUBLAYER_SETS, keyword_paths, keyword_rows
 from circuitsearch.discovery.paths.neurons import neuron_map
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.paths.transforms import PathOptions
@@ -312,6 +312,51 @@ def test_an_attention_has_no_neurons(exact: Exact) -> None:
     feed = exact.decoder.parts(SubLayer.parse("M1"))
     with pytest.raises(ConfigError, match="did you mean 'jacobian'"):
         neuron_map(feed, torch.zeros(32), "jacobi")
+
+
+def test_rows_are_what_the_table_averages(exact: Exact, tiny_teacher: Teacher) -> None:
+    given = {"sublayers": ["M1", "S3"], "decoder": exact.decoder}
+    table = keyword_paths(tiny_teacher, exact.sample, keyword, **given)
+    rows = keyword_rows(tiny_teacher, exact.sample, keyword, **given)
+    assert rows.paths == tuple(path.through for path in table.paths)
+    assert rows.examples.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    for i, path in enumerate(table.paths):
+        assert rows.effectiveness[i].mean() == path.effectiveness
+        assert rows.overlaps[i].mean() == path.overlap
+        assert rows.losses is not None
+        assert rows.losses[i].mean() == path.loss
+
+
+def test_controls_compare_with_another_question(exact: Exact, tiny_teacher: Teacher) -> None:
+    rows = keyword_rows(
+        tiny_teacher,
+        exact.sample,
+        lambda example: (4,),
+        sublayers=["M1", "S3"],
+        decoder=exact.decoder,
+    )
+    spots = [Literal(exact, row, 4, PathOptions()) for row in range(5)]
+    asked = [row.question.text for row in exact.sample.rows]
+    for row, spot in enumerate(spots):
+        batch = range(3) if row < 3 else range(3, 5)
+        others = [*(o for o in batch if o > row), *(o for o in batch if o < row)]
+        rival = next(other for other in others if asked[other] != asked[row])
+        with torch.no_grad():
+            for index, through in enumerate(rows.paths):
+                path = spot.query(spot.vector(through, "M1"), True)
+                clean = spots[rival].query(spots[rival].reads["C3"][spots[rival].answer], True)
+                cosines = torch.nn.functional.cosine_similarity(path, clean, dim=-1)
+                np.testing.assert_allclose(rows.controls[index, row], cosines.mean(), **CLOSE)
+
+
+def test_controls_are_missing_where_nothing_else_is_asked(
+    exact: Exact, tiny_teacher: Teacher
+) -> None:
+    same = [replace(row, question=exact.sample.rows[0].question) for row in exact.sample.rows]
+    sample = replace(exact.sample, rows=tuple(same))
+    rows = keyword_rows(tiny_teacher, sample, keyword, sublayers=["S3"], decoder=exact.decoder)
+    assert np.isnan(rows.controls).all()
+    assert np.isfinite(rows.effectiveness).all()
 
 
 def test_default_keywords_are_the_words_of_the_question(

@@ -163,11 +163,12 @@ def test_changed_settings_are_refused_with_a_diff_and_can_be_forked(finished, tm
 
 
 def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
-    _, output, _ = finished
+    path, output, _ = finished
     status = json.loads(circuitsearch("status", output, "--json").stdout)
     assert (status["measured"], status["trainings"], status["running"]) == (3, 3, 0)
     best = json.loads(circuitsearch("top", output, "1", "--json").stdout)[0]
     assert best["plan"] == status["best"]["plan"]
+    assert json.loads(circuitsearch("status", path, "--json").stdout) == status  # the search file
     shown = json.loads(circuitsearch("show", output, best["trial"], "--json").stdout)
     assert shown["measurement"]["plan"] == best["plan"]
     assert set(shown["slack"]) == {"decoder parameters (paper)", "decoder macs (paper)"}

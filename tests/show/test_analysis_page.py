@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.findings import ANSWERS, Finding
+from circuitsearch.show.analysis_charts import charts_of
 from circuitsearch.show.analysis_files import write_findings
 from circuitsearch.show.analysis_page import analyses_html
 from circuitsearch.show.analysis_text import (
@@ -29,9 +32,13 @@ from tests.show.test_report_page import EVIL, FOREIGN, POLICY, Reader
 SEEN = one_line(EVIL)
 
 
+def html(given: Mapping[str, Finding], facts: dict[str, Any]) -> str:
+    return analyses_html(given, facts, charts_of(given))
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
-    return analyses_html(findings(), FACTS)
+    return html(findings(), FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +47,8 @@ def read(page: str) -> Reader:
 
 
 def test_foreign_text_becomes_no_tag_and_is_shown_whole() -> None:
-    evil = Reader(analyses_html(findings(EVIL), {EVIL: EVIL, "title": EVIL}))
-    plain = Reader(analyses_html(findings("plainwords"), {"fact": "x", "title": "plainwords"}))
+    evil = Reader(html(findings(EVIL), {EVIL: EVIL, "title": EVIL}))
+    plain = Reader(html(findings("plainwords"), {"fact": "x", "title": "plainwords"}))
     assert evil.shape == plain.shape
     assert not evil.comments
     drawn = {tag for tag, _ in evil.drawn}
@@ -100,7 +107,14 @@ def test_long_tables_and_numbers_of_charts_are_folded(page: str, read: Reader) -
     assert [tag for tag, _ in read.tags].count("details") == 1 + 3
     text = " ".join(read.texts)
     assert "Every part (40 rows)" in text
-    for words in ("12,345", "1.234e\N{MINUS SIGN}05", "Examples: 120.", "rule 2 low", "H2"):
+    for words in (
+        "12,345",
+        "1.234e\N{MINUS SIGN}05",
+        "Examples: 120.",
+        "rule 2 low",
+        "H2",
+        "it. Error bars",
+    ):
         assert words in text, words
     figures = [attrs for tag, attrs in read.tags if tag == "svg"]
     assert len(figures) == 3
@@ -108,8 +122,8 @@ def test_long_tables_and_numbers_of_charts_are_folded(page: str, read: Reader) -
 
 
 def test_no_findings_and_odd_names_make_a_page() -> None:
-    assert "No analysis was run." in analyses_html({}, {})
-    odd = Reader(analyses_html({"X <1>": finding("X <1>", whole=False)}, {"title": "t"}))
+    assert "No analysis was run." in html({}, {})
+    odd = Reader(html({"X <1>": finding("X <1>", whole=False)}, {"title": "t"}))
     assert "analysis-1" in [attrs.get("id") for _, attrs in odd.tags]
 
 
@@ -170,6 +184,7 @@ def test_files_are_written_alike_twice_and_read_back(tmp_path: Path) -> None:
     assert Finding.from_json(told) == findings()["whole"]
     every = json.loads((first / "analyses.json").read_text())
     assert {n: Finding.from_json(one) for n, one in every["findings"].items()} == findings()
+    assert every["order"] == [*findings()]
     assert every["facts"] == FACTS
 
 

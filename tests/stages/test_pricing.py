@@ -141,3 +141,5 @@ def test_validate_tells_it_and_can_leave_the_measurement_out(search: Path) -> No
     assert shown.stdout == ""
     for words in ("time, about", "plans within budget", "features on disk", "n = 5", "not counted"):
         assert words in shown.stderr
+    # a teacher of random weights answers nothing right, and says so before a search is begun
+    assert "with ANLS 0.000: students learn from it" in shown.stderr

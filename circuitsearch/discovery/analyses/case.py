@@ -14,7 +14,7 @@ from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Ver
 
 from .case_runs import NORMS, Losses, Read, losses_of, recased, tokens_read
 from .material import Material
-from .shared import cannot, judged, judged_within, landmarks, perplexities, poor_note, told
+from .shared import cannot, counted, judged, judged_within, landmarks, perplexities, poor_note, told
 
 __all__ = ["case_analysis"]
 
@@ -201,7 +201,7 @@ def _lens(read: Mapping[str, Read], first: SubLayer | None) -> Verdict:
     )
     here = (
         f"lowercase form in front of {first} {told(*in_front)}, behind it {told(*after)}, rise "
-        f"{told(*rise)}; n = {found.hits.cased.sum()} cased tokens"
+        f"{told(*rise)}; {counted(int(found.hits.cased.sum()), 'cased tokens', found.documents)}"
     )
     return Verdict(claim, says, _PAPER, here, judged(*rise[1:], _MOST), rule)
 

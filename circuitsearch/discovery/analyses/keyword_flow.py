@@ -103,7 +103,8 @@ def _attention(
     selfs: Collection[SubLayer],
 ) -> dict[str, Tensor]:
     """Return shares and flows of one batch, and those of even attention."""
-    rows, answers = torch.arange(len(batch.ids)), answers_at(batch)
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)
+    answers = answers_at(batch)
     length = batch.ids.shape[1]
     same = torch.eye(length, device=batch.ids.device)
     spread = torch.ones_like(same).tril()

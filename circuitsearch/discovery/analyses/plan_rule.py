@@ -7,8 +7,9 @@ hand. The rule here does it for any decoder. Sub-layers get these roles:
              question names, a second fetches what stands there (Proposition 5). Without effects:
              the last two
     path     the self-attentions that carry the keyword to the query (Proposition 4)
-    case     the first feed-forward, if it lower-cases (Proposition 3) or if skipping it hurts more
-             than skipping the median sub-layer. If it is known not to do so, it is left out
+    case     the first feed-forward, if it lower-cases (Proposition 3). Another one is left out if
+             skipping it hurts no more than skipping the median sub-layer, and added like any
+             sub-layer without a role if it hurts more
     cleaner  the feed-forward behind the last cross-attention: left out if that cross-attention's
              write alone does as well (Proposition 2). The cross-attention is then kept without
              what it would be added to (`=alone`), provided nothing is kept behind it
@@ -26,6 +27,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.components import Head, Kind, SubLayer, sublayers
@@ -81,13 +83,13 @@ class Role:
 
     Attributes:
         sublayer: which.
-        kept: whether it is to be kept; one that is not is left out of every plan.
+        decision: to keep it, to leave it out of every plan, or to add it by its effect.
         attends: whether it is a reader or on the path, of which heads are kept at small shares.
         why: the reason, in words.
     """
 
     sublayer: SubLayer
-    kept: bool
+    decision: Literal["keep", "leave out", "add by effect"]
     attends: bool
     why: str
 
@@ -143,7 +145,7 @@ def roles_of(shape: TeacherShape, evidence: Evidence) -> tuple[Role, ...]:
     marks = landmarks(everything)
     if marks.feed_behind is not None and evidence.alone_as_good:
         why = f"{marks.last_cross}'s write alone does as well as the whole"
-        roles.append(Role(marks.feed_behind, False, False, why))
+        roles.append(Role(marks.feed_behind, "leave out", False, why))
     if marks.first_feed is not None and all(one.sublayer != marks.first_feed for one in roles):
         roles += _case(marks.first_feed, evidence)
     return tuple(roles)
@@ -152,12 +154,12 @@ def roles_of(shape: TeacherShape, evidence: Evidence) -> tuple[Role, ...]:
 def _readers(everything: Sequence[SubLayer], evidence: Evidence) -> list[Role]:
     crosses = [one for one in reversed(everything) if one.kind is Kind.CROSS]
     if not evidence.skips:
-        return [Role(one, True, True, "among the last to read the page") for one in crosses[:2]]
+        return [Role(one, "keep", True, "among the last to read the page") for one in crosses[:2]]
     # sorting is stable, so of equal effects the later one is taken
     crosses.sort(key=lambda one: -evidence.skips.get(one.name, 0.0))
     words = ("of cross-attentions, skipping it hurts most", "second to it")
     return [
-        Role(one, True, True, f"{word}{_nats(one, evidence)}")
+        Role(one, "keep", True, f"{word}{_nats(one, evidence)}")
         for one, word in zip(crosses, words, strict=False)
     ]
 
@@ -166,22 +168,21 @@ def _path(everything: Sequence[SubLayer], evidence: Evidence) -> list[Role]:
     named = evidence.minimal or ()
     path = [one for one in reversed(everything) if one.kind is Kind.SELF and one.name in named]
     path.sort(key=lambda one: -evidence.skips.get(one.name, 0.0))
-    return [Role(one, True, True, "carries the keyword to the query") for one in path]
+    return [Role(one, "keep", True, "carries the keyword to the query") for one in path]
 
 
 def _case(first: SubLayer, evidence: Evidence) -> list[Role]:
     """Return the first feed-forward's role; none where nothing is known of it."""
     if evidence.lowers_case:
-        return [Role(first, True, False, "maps tokens to lower case")]
+        return [Role(first, "keep", False, "maps tokens to lower case")]
     if first.name in evidence.skips:
-        median = statistics.median(evidence.skips.values())
-        hurts = evidence.skips[first.name] > median
-        word = "more than" if hurts else "no more than"
-        why = f"skipping it hurts {word} the median sub-layer{_nats(first, evidence)}"
-        return [Role(first, hurts, False, why)]
+        hurts = evidence.skips[first.name] > statistics.median(evidence.skips.values())
+        word = "more" if hurts else "no more"
+        why = f"skipping it hurts {word} than the median sub-layer{_nats(first, evidence)}"
+        return [Role(first, "add by effect" if hurts else "leave out", False, why)]
     if evidence.lowers_case is None:
         return []
-    return [Role(first, False, False, "does not map tokens to lower case")]
+    return [Role(first, "leave out", False, "does not map tokens to lower case")]
 
 
 def _nats(sublayer: SubLayer, evidence: Evidence) -> str:
@@ -202,15 +203,17 @@ def _whole(
         return None
     kept, why, added = [], [], []
     for role in roles:
-        if role.kept and costs[role.sublayer] > limit:
-            why.append(f"{role.sublayer} does not fit")
-            continue
-        why.append(f"{role.sublayer}{'' if role.kept else ' left out'}: {role.why}")
-        if role.kept:
-            kept.append(role.sublayer)
-            limit -= costs[role.sublayer]
-    roled = {role.sublayer for role in roles}
-    for one in _rest((one for one in costs if one not in roled), evidence, costs):
+        one = role.sublayer
+        if role.decision == "leave out":
+            why.append(f"{one} left out: {role.why}")
+        elif role.decision == "keep" and costs[one] <= limit:
+            why.append(f"{one}: {role.why}")
+            kept.append(one)
+            limit -= costs[one]
+        elif role.decision == "keep":
+            why.append(f"{one} does not fit")
+    settled = {role.sublayer for role in roles if role.decision != "add by effect"}
+    for one in _rest((one for one in costs if one not in settled), evidence, costs):
         if costs[one] <= limit:
             added.append(one)
             limit -= costs[one]

@@ -34,11 +34,12 @@ _ASKS = (
 _METHOD = (
     "No measurement of its own: the rule reads what the other analyses found. It keeps the two "
     "cross-attentions whose skipping hurts most, the self-attentions that carry a keyword to the "
-    "query, the first feed-forward if it lower-cases or its skipping hurts more than the median "
-    "sub-layer's, and drops the feed-forward behind the last cross-attention if that one's write "
-    "alone does as well. The rest of the budget goes to the largest measured effect per parameter; "
-    "where readers and path do not fit whole, their heads are chosen by effect. The paper does not "
-    "say which sub-layers its students keep; the default reading is M0, C2, S3, C3."
+    "query and the first feed-forward if it lower-cases. It drops a first feed-forward that does "
+    "not and that matters no more than the median sub-layer, and the feed-forward behind the last "
+    "cross-attention if that one's write alone does as well. The rest of the budget goes to the "
+    "largest measured effect per parameter; where readers and path do not fit whole, their heads "
+    "are chosen by effect. The paper does not say which sub-layers its students keep; the default "
+    "reading is M0, C2, S3, C3."
 )
 _CLAIM = "Section 3.4"
 _SAYS = "The findings lead to a student of M0, C2, S3 and C3 at 31 % of the decoder's parameters."
@@ -103,7 +104,7 @@ def _missing(evidence: Evidence) -> list[str]:
 
 
 def _roles(roles: tuple[Role, ...]) -> Table:
-    rows = tuple((str(one.sublayer), "keep" if one.kept else "leave out", one.why) for one in roles)
+    rows = tuple((str(one.sublayer), one.decision, one.why) for one in roles)
     caption = "What the findings say about single sub-layers, in the order in which they are kept"
     return Table(caption, ("sub-layer", "decision", "because"), rows)
 

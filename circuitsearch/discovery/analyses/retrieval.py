@@ -44,7 +44,7 @@ _METHOD = (
 )
 _CLAIMS: Mapping[str, str] = {
     "place": "The query holds the value's place more than the key's meaning",
-    "meaning": "The query leads to the key's new value more than to memory or failure",
+    "meaning": "Asked with the old query, it says the key's new value more than memory or failure",
     "key": "Every cross-attention but the first attends to the key on the page",
     "reading": "Looking a value up needs a cross-attention before the last",
 }
@@ -212,6 +212,14 @@ def _notes(study: RetrievalStudy) -> tuple[str, ...]:
         f"Behind {target} no position reads another, so exchanging the queries of all positions "
         "gives the same first token and has no row of its own.",
     ]
+    meaning = HYPOTHESES.index("meaning")
+    old, none = (float((study.classes(r) == meaning).mean()) for r in (DEFAULT, "even>pairs"))
+    if none >= old > 0:
+        notes.append(
+            f"Without any query the key's new value is said on {none:.0%} of the pages, with the "
+            f"clean page's query on {old:.0%}: what follows the meaning comes past the query of "
+            f"{target}, not through it."
+        )
     poor = [one.vocabulary.name for one in study.answered if not one.names]
     if poor:
         notes.append(f"No page is answered right with {', '.join(poor)}.")

@@ -16,6 +16,7 @@ for this, only these are used.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from circuitsearch.core.files import seed_from
@@ -129,12 +130,14 @@ class Drawer:
     Attributes:
         vocabulary: keys and values.
         values: the values that are used with this tokenizer.
+        firsts: the token that each possible answer begins with.
         tokens: prompt and tokenizer.
         seed: of the draws.
     """
 
     vocabulary: Vocabulary
     values: tuple[str, ...]
+    firsts: Mapping[str, int]
     tokens: TeacherTokens
     seed: int
 
@@ -143,19 +146,16 @@ class Drawer:
         """Return a drawer, None where this tokenizer leaves too few values to tell apart."""
         bare = len(tokens.answer_ids(""))
         unknown = tokens.tokenizer.unk_token_id
-        known = [v for v in vocabulary.values if unknown not in tokens.answer_ids(v)]
-        short = [v for v in known if len(tokens.answer_ids(v)) == bare + 1]
+        ids = {value: tokens.answer_ids(value) for value in vocabulary.values}
+        known = [value for value in vocabulary.values if unknown not in ids[value]]
+        short = [value for value in known if len(ids[value]) == bare + 1]
+        firsts = {value: ids[value][0] for value in known}
         # where keys are values too, a page needs twice as many words
         needed = LINES if vocabulary.keys else 2 * LINES
         for values in (short, known):
-            firsts = {tokens.answer_ids(value)[0] for value in values}
-            if len(values) >= needed and len(firsts) >= LINES:
-                return cls(vocabulary, tuple(values), tokens, seed)
+            if len(values) >= needed and len({firsts[value] for value in values}) >= LINES:
+                return cls(vocabulary, tuple(values), firsts, tokens, seed)
         return None
-
-    def first(self, value: str) -> int:
-        """Return the token that an answer begins with."""
-        return self.tokens.answer_ids(value)[0]
 
     def trial(self, index: int) -> Trial:
         """Return trial `index`, a pure function of vocabulary, seed and index."""
@@ -184,8 +184,8 @@ class Drawer:
         chosen: list[str] = []
         taken: set[int] = set()
         for value in rng.sample(list(self.values), len(self.values)):
-            if self.first(value) not in taken:
-                taken.add(self.first(value))
+            if self.firsts[value] not in taken:
+                taken.add(self.firsts[value])
                 chosen.append(value)
         return chosen[:LINES]
 
@@ -207,11 +207,16 @@ def layout_of(lines: Lines, height: int, width: int) -> Layout:
 
 
 def _shuffled(rng: random.Random, asked: int) -> tuple[list[int], list[int]]:
-    """Return orders of keys and of values, so that place, new value and old value all differ."""
+    """Return orders of keys and of values, so that place, meaning and memory all differ.
+
+    They differ both for the clean page's query on the shuffled page and the other way round.
+    """
     while True:
         keys, values = (rng.sample(range(LINES), LINES) for _ in range(2))
-        new, at_old_place = values[keys.index(asked)], values[asked]
-        if keys[asked] != asked and new != asked and at_old_place not in (new, asked):
+        place = keys.index(asked)
+        new, at_old_place = values[place], values[asked]
+        moved = place != asked and new != asked
+        if moved and at_old_place not in (new, asked) and place not in (new, asked):
             return keys, values
 
 

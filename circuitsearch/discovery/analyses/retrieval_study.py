@@ -196,7 +196,7 @@ def _classes(kept: Kept, run: str, tokens: np.ndarray) -> np.ndarray:
     found = []
     for trial, token in zip(kept.trials, tokens.tolist(), strict=True):
         expected = trial.expected(getattr(trial, page), getattr(trial, origin))
-        firsts = [kept.drawer.first(value) for value in expected]
+        firsts = [kept.drawer.firsts[value] for value in expected]
         found.append(firsts.index(token) if token in firsts else _FAILURE)
     return np.array(found)
 

@@ -88,24 +88,30 @@ def test_other_findings_give_other_plans(tiny_teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lowers", "effect", "kept"),
+    ("lowers", "effect", "decision"),
     [
-        (True, 0.0, True),
-        (True, None, True),
-        (False, 0.6, True),
-        (None, 0.6, True),
-        (False, 0.0, False),
-        (None, 0.0, False),
-        (False, None, False),
+        (True, 0.0, "keep"),
+        (True, None, "keep"),
+        (False, 0.6, "add by effect"),
+        (None, 0.6, "add by effect"),
+        (False, 0.0, "leave out"),
+        (None, 0.0, "leave out"),
+        (False, None, "leave out"),
+        (None, None, None),
     ],
 )
-def test_the_first_feed_forward(lowers: bool | None, effect: float | None, kept: bool) -> None:
+def test_the_first_feed_forward(
+    lowers: bool | None, effect: float | None, decision: str | None
+) -> None:
     skips = {} if effect is None else SKIPS | {"M0": effect}
     evidence = Evidence(skips, {}, lowers, None, ("S3",))
-    roles = {str(role.sublayer): role.kept for role in roles_of(DONUT, evidence)}
-    assert roles["M0"] is kept
-    for plan in plans_from(DONUT, evidence, ["31.25%", "90%"]):
-        assert (SubLayer.parse("M0") in plan.plan) is kept
+    roles = {str(role.sublayer): role.decision for role in roles_of(DONUT, evidence)}
+    assert roles.get("M0") == decision
+    small, everything = plans_from(DONUT, evidence, ["31.25%", "100%"])
+    first = SubLayer.parse("M0")
+    # 8 Mi that cost 0.6 nats stand behind C1 with 4 Mi and 0.3 nats, by their place
+    assert (first in small.plan) is (decision == "keep" or effect == 0.6)
+    assert (first in everything.plan) is (decision != "leave out")
 
 
 def test_the_cleaner_goes_and_leaves_the_cross_attention_alone() -> None:
