@@ -2,6 +2,10 @@
 
 material   teacher and pages that every analysis is given
 registry   the analyses by name; a new one is one file and one row there
+measures/  what they measure, as records of numbers
+tables/    those records as tables and charts
+plan_rule  from findings to plans
+shared     intervals, their wording, and verdicts
 
 An analysis returns a `core.findings.Finding`: tables, charts, and a verdict per claim.
 """

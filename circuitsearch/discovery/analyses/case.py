@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
 
-from .case_runs import NORMS, Losses, Read, losses_of, recased, tokens_read
 from .material import Material
+from .measures.case import NORMS, Losses, Read, losses_of, recased, tokens_read
 from .shared import cannot, counted, judged, judged_within, landmarks, perplexities, poor_note, told
 
 __all__ = ["case_analysis"]

@@ -1,7 +1,7 @@
 """What the last feed-forward is for (Donut-MINT, arXiv 2509.26235, Figure 5, Proposition 2).
 
 Figure 5 follows the first token of each answer through runs in which the feed-forward, or all that
-stood in the stream in front of the cross-attention, is left out (`cleaner_runs`).
+stood in the stream in front of the cross-attention, is left out (`measures.cleaner`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
 from circuitsearch.teacher.metrics import perplexity
 
-from .cleaner_runs import ALONE, CLEAN, HEADS, SETS, SKIPPED, Part, measured_sets
 from .material import Material
+from .measures.cleaner import ALONE, CLEAN, HEADS, SETS, SKIPPED, Part, measured_sets
 from .shared import (
     Interval,
     cannot,

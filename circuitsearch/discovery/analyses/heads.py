@@ -17,10 +17,10 @@ from circuitsearch.core.findings import Finding, Verdict
 from ..ablation import means_for
 from ..lens.heads import head_rows
 from ..patching.components import effects
-from .agreement import Agreement
-from .heads_tables import JUDGED, KINDS, MEASURES, MeasuredHeads, charts, default, tables
 from .material import Material
+from .measures.agreement import Agreement
 from .shared import cannot, judged, told
+from .tables.heads import JUDGED, KINDS, MEASURES, MeasuredHeads, charts, default, tables
 
 __all__ = ["heads_analysis"]
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from circuitsearch.core.components import Kind
 from circuitsearch.core.findings import Answer, Finding, Verdict
 
-from .keyword_questions import NO_KEYWORDS, keyword_questions
-from .keyword_study import KeywordStudy, keyword_study
-from .keyword_tables import keyword_charts, keyword_tables
 from .material import Material
-from .query_losses import DEAR_RULE, judged_query
+from .measures.keyword_questions import NO_KEYWORDS, keyword_questions
+from .measures.keywords import KeywordStudy, keyword_study
+from .measures.query_losses import DEAR_RULE, judged_query
 from .shared import cannot, counted, judged, landmarks, told
+from .tables.keywords import keyword_charts, keyword_tables
 
 __all__ = ["keywords_analysis"]
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
 
-from .keyword_questions import NO_KEYWORDS, keyword_questions
 from .material import Material
-from .measured_paths import ENOUGH, MOST, MeasuredPaths, Path, measured_paths
-from .query_losses import DEAR_RULE, judged_query
+from .measures.keyword_questions import NO_KEYWORDS, keyword_questions
+from .measures.paths import ENOUGH, MOST, MeasuredPaths, Path, measured_paths
+from .measures.query_losses import DEAR_RULE, judged_query
 from .shared import cannot, judged, told
 
 __all__ = ["paths_analysis"]

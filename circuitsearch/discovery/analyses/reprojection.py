@@ -11,7 +11,7 @@ from __future__ import annotations
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
 
 from .material import Material
-from .reprojection_runs import Reprojected, Tokens, measured, nearest
+from .measures.reprojection import Reprojected, Tokens, measured, nearest
 from .shared import cannot, judged, landmarks, mean_interval, perplexities, poor_note, told
 
 __all__ = ["reprojection_analysis"]

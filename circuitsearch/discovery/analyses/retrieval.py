@@ -14,9 +14,9 @@ import numpy as np
 from circuitsearch.core.findings import Answer, Finding, Verdict
 
 from .material import Material
-from .retrieval_study import HYPOTHESES, RetrievalStudy, retrieval_study, share_of, shares
-from .retrieval_tables import DEFAULT, retrieval_chart, retrieval_tables
+from .measures.retrieval import HYPOTHESES, RetrievalStudy, retrieval_study, share_of, shares
 from .shared import cannot, counted, judged, landmarks, told
+from .tables.retrieval import DEFAULT, retrieval_chart, retrieval_tables
 
 __all__ = ["retrieval_analysis"]
 

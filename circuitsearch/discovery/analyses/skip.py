@@ -10,8 +10,8 @@ from __future__ import annotations
 from circuitsearch.core.findings import Cell, Chart, Finding, Series, Table, Verdict
 
 from .material import Material
+from .measures.skip import METHODS, Skipped, measured, score_agreement
 from .shared import Interval, cannot, judged, landmarks, perplexities, poor_note, told
-from .skip_runs import METHODS, Skipped, measured, rank_agreement
 
 __all__ = ["skip_analysis"]
 
@@ -126,7 +126,7 @@ def _effect_table(found: Skipped) -> Table:
 
 def _agreement_table(found: Skipped) -> Table:
     """Return how well each method's scores rank the sub-layers."""
-    rows = tuple((method, *rank_agreement(found, method), len(found.names)) for method in METHODS)
+    rows = tuple((method, *score_agreement(found, method), len(found.names)) for method in METHODS)
     caption = (
         "Rank agreement (Spearman, -1 to 1) of scores with log-ratios over answer tokens; "
         f"{found.averages.count}"

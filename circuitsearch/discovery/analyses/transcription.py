@@ -24,10 +24,10 @@ from ..lens.head_table import HeadOptions
 from ..lens.heads import head_statistics
 from ..lens.transcription import LensNorm, TranscriptionOptions, transcribe
 from .material import Material
-from .printed import Printed, fitted_map, printed_on
+from .measures.printed import Printed, fitted_map, printed_on
 from .shared import counted, mean_interval, share_interval
-from .transcription_tables import ORDERS, Choices, Lens, Patches, Reads, chart, percent, tables
-from .transcription_verdicts import verdicts
+from .tables.transcription import ORDERS, Choices, Lens, Patches, Reads, chart, percent, tables
+from .tables.transcription_verdicts import verdicts
 
 __all__ = ["transcription_analysis"]
 

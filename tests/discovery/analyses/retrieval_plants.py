@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from circuitsearch.core.components import SubLayer
-from circuitsearch.discovery.analyses.retrieval_pages import LINES, VOCABULARIES
+from circuitsearch.discovery.analyses.measures.retrieval_pages import LINES, VOCABULARIES
 from circuitsearch.teacher.decoders import Affine, Norm, Parts
 from circuitsearch.teacher.decoders.stream import StreamDecoder
 from circuitsearch.teacher.documents.render import Layout

@@ -14,9 +14,9 @@ import torch
 
 from circuitsearch.core.cost import Generation
 from circuitsearch.core.findings import Finding
-from circuitsearch.discovery.analyses.agreement import rank_agreement
 from circuitsearch.discovery.analyses.heads import heads_analysis
 from circuitsearch.discovery.analyses.material import Material
+from circuitsearch.discovery.analyses.measures.agreement import rank_agreement
 from circuitsearch.discovery.lens.heads import head_statistics
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.documents.records import Page, Question

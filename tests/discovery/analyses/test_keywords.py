@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.findings import Finding, Verdict
-from circuitsearch.discovery.analyses.keyword_questions import keyword_questions
 from circuitsearch.discovery.analyses.keywords import keywords_analysis
-from circuitsearch.discovery.analyses.query_losses import judged_query
-from circuitsearch.discovery.analyses.query_variance import QueryTable, query_table
-from circuitsearch.discovery.analyses.text_places import answer_place
+from circuitsearch.discovery.analyses.measures.keyword_questions import keyword_questions
+from circuitsearch.discovery.analyses.measures.query_losses import judged_query
+from circuitsearch.discovery.analyses.measures.query_variance import QueryTable, query_table
+from circuitsearch.discovery.analyses.measures.text_places import answer_place
 from circuitsearch.discovery.lens.attention_maps import attention_map
 from circuitsearch.discovery.patching.queries import queries, stream_before
 from circuitsearch.teacher.decoders import write

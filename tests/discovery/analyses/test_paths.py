@@ -9,7 +9,7 @@ import pytest
 
 from circuitsearch.core.components import Kind
 from circuitsearch.core.findings import Finding
-from circuitsearch.discovery.analyses.keyword_questions import GENERIC_FIELDS
+from circuitsearch.discovery.analyses.measures.keyword_questions import GENERIC_FIELDS
 from circuitsearch.discovery.analyses.paths import paths_analysis
 from circuitsearch.discovery.keywords import question_words
 from circuitsearch.discovery.paths.keyword import keyword_paths

@@ -9,14 +9,14 @@ import pytest
 
 from circuitsearch.core.components import Kind
 from circuitsearch.core.findings import Finding, Table, Verdict
-from circuitsearch.discovery.analyses.retrieval import retrieval_analysis
-from circuitsearch.discovery.analyses.retrieval_pages import (
+from circuitsearch.discovery.analyses.measures.retrieval import HYPOTHESES
+from circuitsearch.discovery.analyses.measures.retrieval_pages import (
     LINES,
     VOCABULARIES,
     Drawer,
     layout_of,
 )
-from circuitsearch.discovery.analyses.retrieval_study import HYPOTHESES
+from circuitsearch.discovery.analyses.retrieval import retrieval_analysis
 from circuitsearch.teacher.documents.render import text_width
 from circuitsearch.teacher.intervals import wilson_interval
 from circuitsearch.teacher.loading import Teacher

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitsearch.core.cost import Generation
 from circuitsearch.core.findings import Finding
 from circuitsearch.discovery.analyses.material import Material
-from circuitsearch.discovery.analyses.printed import Printed, fitted_map, printed_on
+from circuitsearch.discovery.analyses.measures.printed import Printed, fitted_map, printed_on
 from circuitsearch.discovery.analyses.transcription import transcription_analysis
 from circuitsearch.discovery.lens.transcription import printed_tokens, transcribe
 from circuitsearch.teacher.decoders import residual_decoder

@@ -14,10 +14,10 @@ from circuitsearch.discovery.calibration import agreement
 from circuitsearch.discovery.patching.components import effects, pair_effects, sample_metric
 from circuitsearch.discovery.tables import draw_weights
 
-from .material import Material
-from .shared import Averages, without_end
+from ..material import Material
+from ..shared import Averages, without_end
 
-__all__ = ["METHODS", "Skipped", "measured", "rank_agreement"]
+__all__ = ["METHODS", "Skipped", "measured", "score_agreement"]
 
 METHODS = (DEFAULT_METHODS["sublayers"], "eap", "eap-absolute")
 """How effects are estimated: the default, gradient times activation, and its size (Taylor)."""
@@ -80,7 +80,7 @@ def measured(material: Material) -> Skipped:
     )
 
 
-def rank_agreement(found: Skipped, method: str) -> tuple[float | None, float | None, float | None]:
+def score_agreement(found: Skipped, method: str) -> tuple[float | None, float | None, float | None]:
     """Return Spearman of scores with effects over sub-layers, low and high; None if undefined.
 
     The interval draws documents; scores and effects are averaged over the answer tokens of a draw.

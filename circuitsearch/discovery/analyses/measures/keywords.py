@@ -10,13 +10,13 @@ import numpy as np
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.files import seed_from
 
+from ..material import Material
+from ..shared import Interval, counted, mean_interval
 from .keyword_flow import KeywordFlow, keyword_flow
 from .keyword_questions import KeywordQuestions
-from .material import Material
 from .place_shares import place_shares
 from .query_losses import query_losses
 from .query_variance import QueryTable, query_table
-from .shared import Interval, counted, mean_interval
 from .text_places import answer_place
 
 __all__ = ["KeywordStudy", "Looks", "keyword_study"]

@@ -17,11 +17,11 @@ from circuitsearch.core.files import seed_from
 from circuitsearch.teacher.intervals import wilson_interval
 from circuitsearch.teacher.loading import Teacher
 
-from .material import Material
+from ..material import Material
+from ..shared import Interval, mean_interval
 from .place_shares import place_shares
 from .retrieval_pages import VOCABULARIES, Drawer, Trial, Vocabulary, layout_of
 from .retrieval_runs import Kept, Pace, draw_trials, right_without, said
-from .shared import Interval, mean_interval
 from .text_places import text_places
 
 __all__ = [

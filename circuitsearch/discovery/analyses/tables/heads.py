@@ -13,11 +13,11 @@ from circuitsearch.core.components import Head
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.findings import Cell, Chart, Series, Table
 
-from ..lens.head_rows import HeadRows
-from ..lens.head_table import Average, EntropyNorm, HeadOptions, HeadStatistic, Rows, VarianceNorm
-from ..tables import mean_interval
-from .agreement import Agreement, rank_agreement
-from .shared import Interval, counted
+from ...lens.head_rows import HeadRows
+from ...lens.head_table import Average, EntropyNorm, HeadOptions, HeadStatistic, Rows, VarianceNorm
+from ...tables import mean_interval
+from ..measures.agreement import Agreement, rank_agreement
+from ..shared import Interval, counted
 
 __all__ = ["JUDGED", "KINDS", "MEASURES", "MeasuredHeads", "charts", "default", "tables"]
 

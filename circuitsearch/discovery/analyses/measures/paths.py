@@ -18,10 +18,10 @@ from circuitsearch.discovery.paths.keyword import keyword_rows
 from circuitsearch.discovery.paths.rows import PathRows
 from circuitsearch.teacher.decoders import ResidualDecoder
 
+from ..material import Material
+from ..shared import Interval, counted, landmarks, mean_interval
 from .keyword_questions import KeywordQuestions, keyword_questions
-from .material import Material
 from .query_losses import query_losses
-from .shared import Interval, counted, landmarks, mean_interval
 
 __all__ = ["ENOUGH", "MOST", "MeasuredPaths", "Path", "measured_paths"]
 

@@ -19,8 +19,8 @@ from circuitsearch.teacher.documents.records import Page, Question
 from circuitsearch.teacher.documents.records import fingerprint as pages_fingerprint
 from circuitsearch.teacher.tokens import TeacherTokens
 
-from .material import Material
-from .shared import Averages, Interval, mean_interval, share_interval
+from ..material import Material
+from ..shared import Averages, Interval, mean_interval, share_interval
 
 __all__ = ["NORMS", "Losses", "Read", "losses_of", "recased", "tokens_read"]
 

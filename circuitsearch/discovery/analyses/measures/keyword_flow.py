@@ -21,9 +21,9 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder, write
 from circuitsearch.teacher.documents.collate import Batch
 
-from ..ablation import Progress
-from ..lens.attention_maps import attention_map
-from ..patching.cuts import cut_write
+from ...ablation import Progress
+from ...lens.attention_maps import attention_map
+from ...patching.cuts import cut_write
 from .keyword_questions import KeywordQuestions
 from .query_losses import answers_at, first_losses
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from circuitsearch.core.findings import Cell, Chart, Series, Table
 
-from .keyword_study import KeywordStudy
-from .shared import Interval, counted
+from ..measures.keywords import KeywordStudy
+from ..shared import Interval, counted
 
 __all__ = ["keyword_charts", "keyword_tables"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..tables import draw_weights
+from ...tables import draw_weights
 
 __all__ = ["Agreement", "rank_agreement"]
 

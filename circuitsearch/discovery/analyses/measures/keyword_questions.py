@@ -14,8 +14,8 @@ from circuitsearch.core.files import content_hash
 from circuitsearch.teacher.documents.synthetic import KEYWORDS
 from circuitsearch.teacher.loading import Teacher
 
-from ..keywords import Keywords, question_words
-from ..sample import Sample
+from ...keywords import Keywords, question_words
+from ...sample import Sample
 
 __all__ = ["GENERIC_FIELDS", "NO_KEYWORDS", "KeywordQuestions", "keyword_questions"]
 

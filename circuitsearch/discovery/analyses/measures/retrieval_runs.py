@@ -25,9 +25,9 @@ from circuitsearch.teacher.documents.collate import IGNORED, Batch, Example, col
 from circuitsearch.teacher.documents.records import Question
 from circuitsearch.teacher.loading import Teacher
 
-from ..ablation import Progress
-from ..patching.queries import behind_query, placed, queries, stream_before
-from ..sample import Sample, encoded
+from ...ablation import Progress
+from ...patching.queries import behind_query, placed, queries, stream_before
+from ...sample import Sample, encoded
 from .query_losses import answers_at
 from .retrieval_pages import Drawer, Lines, Trial, layout_of
 

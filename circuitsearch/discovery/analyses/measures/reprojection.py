@@ -22,8 +22,8 @@ from circuitsearch.discovery.lens.stream import places_of
 from circuitsearch.discovery.patching.components import Effects, sample_metric
 from circuitsearch.teacher.decoders import ResidualDecoder
 
-from .material import Material
-from .shared import Averages, Interval, share_interval, without_end
+from ..material import Material
+from ..shared import Averages, Interval, share_interval, without_end
 
 __all__ = ["Reprojected", "Tokens", "measured", "nearest"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from circuitsearch.core.findings import Answer, Verdict
 
-from .shared import Interval, cannot, counted, judged, share_interval, told
-from .transcription_tables import ORDERS, Choices, Patches, Reads, percent
+from ..shared import Interval, cannot, counted, judged, share_interval, told
+from .transcription import ORDERS, Choices, Patches, Reads, percent
 
 __all__ = ["verdicts"]
 

@@ -10,9 +10,9 @@ import torch
 from circuitsearch.core.components import SubLayer
 from circuitsearch.teacher.decoders import ResidualDecoder, write
 
-from ..lens.attention_maps import attention_map
-from ..lens.positions import located_batches
-from ..sample import Sample
+from ...lens.attention_maps import attention_map
+from ...lens.positions import located_batches
+from ...sample import Sample
 
 __all__ = ["place_shares"]
 

@@ -28,8 +28,8 @@ from circuitsearch.discovery.sample import Sample
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder, continue_from, write
 from circuitsearch.teacher.documents.collate import IGNORED, Batch
 
-from .material import Material
-from .shared import Interval, Landmarks, counted, mean_interval
+from ..material import Material
+from ..shared import Interval, Landmarks, counted, mean_interval
 
 __all__ = ["ALONE", "CLEAN", "HEADS", "SETS", "SKIPPED", "Part", "measured_sets"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from circuitsearch.core.findings import Cell, Chart, Series, Table
 
-from .retrieval_study import HYPOTHESES, RUNS, RetrievalStudy, shares
-from .shared import counted
+from ..measures.retrieval import HYPOTHESES, RUNS, RetrievalStudy, shares
+from ..shared import counted
 
 __all__ = ["DEFAULT", "retrieval_chart", "retrieval_tables"]
 

@@ -21,9 +21,9 @@ from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.documents.render import Layout
 from circuitsearch.teacher.loading import Teacher
 
-from ..lens.records import Transcription
-from ..lens.transcription import LensNorm, TranscriptionOptions, printed_tokens, transcribe
-from ..sample import Sample
+from ...lens.records import Transcription
+from ...lens.transcription import LensNorm, TranscriptionOptions, printed_tokens, transcribe
+from ...sample import Sample
 
 __all__ = ["Printed", "fitted_map", "printed_on"]
 

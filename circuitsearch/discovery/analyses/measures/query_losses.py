@@ -17,9 +17,9 @@ from circuitsearch.core.findings import Answer
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder, continue_from, token_loss
 from circuitsearch.teacher.documents.collate import Batch
 
-from ..patching.queries import behind_query, placed, queries, stream_before
-from ..sample import Sample
-from .shared import Interval, judged
+from ...patching.queries import behind_query, placed, queries, stream_before
+from ...sample import Sample
+from ..shared import Interval, judged
 
 __all__ = ["DEAR", "DEAR_RULE", "answers_at", "first_losses", "judged_query", "query_losses"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from circuitsearch.core.findings import Cell, Chart, Series, Table
 
-from .shared import Interval, counted, mean_interval, share_interval
+from ..shared import Interval, counted, mean_interval, share_interval
 
 __all__ = ["ORDERS", "Choices", "Lens", "Patches", "Reads", "chart", "percent", "tables"]
 

@@ -20,12 +20,12 @@ from circuitsearch.core.components import SubLayer
 from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.teacher.documents.collate import Batch, Example, collate
 
-from ..ablation import Progress
-from ..patching.queries import queries, stream_before
-from ..tables import draw_weights
+from ...ablation import Progress
+from ...patching.queries import queries, stream_before
+from ...tables import draw_weights
+from ..shared import Interval
 from .keyword_questions import KeywordQuestions
 from .query_losses import answers_at
-from .shared import Interval
 
 __all__ = ["QueryTable", "Variances", "query_table"]
 

@@ -1,0 +1,1 @@
+"""What the analyses measure: records of numbers, without words."""

@@ -1,0 +1,1 @@
+"""What the analyses measured, as tables and charts of a finding."""
