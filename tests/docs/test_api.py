@@ -35,10 +35,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{f"Search.{name}": one for name, one in METHODS.items()},
 }
 CODE = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import circuitsearch
-seconds = time.perf_counter() - start
 names = sorted(sys.modules)
 shown = dir(circuitsearch)
 circuitsearch.Plan, circuitsearch.cost, circuitsearch.Search

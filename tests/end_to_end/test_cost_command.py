@@ -1,7 +1,6 @@
 """`circuitsearch cost`: Table 1 of Donut-MINT from shapes alone."""
 
 import json
-import time
 
 import pytest
 
@@ -47,12 +46,8 @@ def test_faults_are_named():
 
 
 def test_help_needs_no_torch():
-    """`--help` is answered from the command line's own modules, in a fraction of torch's import."""
-    started = time.perf_counter()
-    done = circuitsearch("--help")
-    took = time.perf_counter() - started
-    assert "run" in done.stdout
-    assert took < 60  # a hang, not a benchmark; the import check below is the real one
+    """`--help` is answered from the command line's own modules."""
+    assert "run" in circuitsearch("--help").stdout
     code = (
         "import sys, circuitsearch.cli.main; "
         "print([m for m in ('torch', 'transformers', 'optuna', 'matplotlib') if m in sys.modules])"

@@ -1,11 +1,11 @@
-"""How long `circuitsearch --help` takes, beside what its libraries alone take.
+"""How long `circuitsearch --help` and the records of `core` take, beside their libraries alone.
 
-    python tests/benchmarks/cli/help.py [--rounds 20]
+    python tests/benchmarks/cli/imports.py [--rounds 20]
 
 Each round starts a bare interpreter, one that imports Typer and rich's console (which any such
 command line needs), and the command. Prints the smallest processor seconds of each, and ratios: the
 command's own share is what this package can do something about. That no help imports torch,
-optuna, pydantic or matplotlib is a test (`tests/cli/test_shell.py`).
+optuna or matplotlib is a test (`tests/cli/test_shell.py`), and so is what `core` imports.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ import resource
 import subprocess
 import sys
 
+CORE = (
+    "import importlib, pkgutil, circuitsearch.core as core\n"
+    "for one in pkgutil.iter_modules(core.__path__, 'circuitsearch.core.'):\n"
+    "    importlib.import_module(one.name)"
+)
 STARTED = {
     "interpreter": ["-c", "pass"],
     "libraries": ["-c", "import typer, rich.console"],
+    "core": ["-c", CORE],
     "help": ["-c", "from circuitsearch.cli.main import main; main()", "--help"],
 }
 
