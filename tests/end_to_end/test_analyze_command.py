@@ -69,8 +69,10 @@ def started(search: Path) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 250
-    while "third" not in ran(search) and time.monotonic() < deadline:
-        assert process.poll() is None
+    while "third" not in ran(search):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"it ended early, or hangs: {process.communicate()[1]}")
         time.sleep(0.05)
     return process
 
