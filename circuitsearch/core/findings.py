@@ -115,7 +115,7 @@ class Verdict:
         paper: the published number or statement, "" when there is none.
         here: this teacher's number with its interval and n.
         answer: one of `ANSWERS`.
-        rule: how the answer follows from the number, fixed before measuring.
+        rule: how the answer follows from the number, the same for every teacher.
     """
 
     claim: str

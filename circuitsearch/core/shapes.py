@@ -27,8 +27,26 @@ __all__ = [
     "EncoderShape",
     "TeacherShape",
     "known_shape",
+    "patch_grid",
     "swin_encoder_shape",
 ]
+
+
+def patch_grid(height: int, width: int, tokens: int) -> tuple[int, int] | None:
+    """Return rows and columns of the square patches that encoder tokens stand for.
+
+    Args:
+        height: of the encoder's input in pixels.
+        width: of the same.
+        tokens: number of encoder tokens.
+
+    Returns:
+        None where so many square patches do not tile the input.
+    """
+    side = round((height * width / tokens) ** 0.5)
+    if side * side * tokens != height * width or height % side or width % side:
+        return None
+    return height // side, width // side
 
 
 def _size_problems(sizes: Mapping[str, object], least: Mapping[str, int]) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuitsearch.core.components import Kind
 from circuitsearch.core.errors import ConfigError, integer_problems, raise_together
+from circuitsearch.core.shapes import patch_grid
 from circuitsearch.discovery.lens.attention_maps import attention_map
 from circuitsearch.discovery.lens.positions import Located, located_batches
 from circuitsearch.discovery.lens.transcription import transcribe
@@ -74,26 +75,19 @@ def page_maps(teacher: Teacher, pages: Sequence[Page], *, width: int = 640) -> t
 
 def has_grid(teacher: Teacher) -> bool:
     """Tell whether square patches that encoder states stand for tile the encoder's input."""
-    return _tiling(teacher, teacher.shape.encoder.tokens) is not None
+    return patch_grid(*_size(teacher), teacher.shape.encoder.tokens) is not None
 
 
 def _grid(teacher: Teacher, tokens: int) -> tuple[int, int]:
     """Return rows and columns of the square patches that N encoder tokens stand for."""
-    grid = _tiling(teacher, tokens)
+    height, width = _size(teacher)
+    grid = patch_grid(height, width, tokens)
     if grid is None:
-        height, width = _size(teacher)
         raise ConfigError(
             f"Page maps: {tokens} encoder tokens are no grid of square patches on an input of "
             f"{height} x {width} pixels; choose a teacher whose encoder keeps the page's grid"
         )
     return grid
-
-
-def _tiling(teacher: Teacher, tokens: int) -> tuple[int, int] | None:
-    height, width = _size(teacher)
-    side = round((height * width / tokens) ** 0.5)
-    fits = not (height % side or width % side) and side * side * tokens == height * width
-    return (height // side, width // side) if fits else None
 
 
 def _size(teacher: Teacher) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitsearch.config import LimitConfig, SearchConfig, SpaceConfig
+from circuitsearch.config import LimitConfig, SearchConfig, SpaceConfig, StudyConfig
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.components import sublayers
 from circuitsearch.core.cost import Quantity, cost
@@ -15,11 +15,12 @@ from circuitsearch.core.findings import Finding, Verdict
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.knapsack import total
+from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import unit_worths
 from circuitsearch.stages.inputs import fit
-from circuitsearch.stages.warm import plans_of, replaced_worths
+from circuitsearch.stages.warm import plans_of, replaced_worths, warm_start
 from circuitsearch.students import build_student, fit_replacements
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
@@ -135,3 +136,32 @@ def test_a_second_limit_makes_the_rule_spend_less(tiny_teacher: Teacher) -> None
     plans = plans_of(space, FINDINGS)
     assert str(plans[0]) == "S3 C3"
     assert all(space.feasible(plan) for plan in plans)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_a_search_begins_with_plans_of_findings_where_it_asks_for_them(
+    work: Workspace, tiny_teacher: Teacher, wanted: int
+) -> None:
+    asked = StudyConfig(warm_edges=0, warm_pairs=0, warm_elastic=0, warm_findings=wanted)
+    searched = Workspace(work.config.model_copy(update={"search": asked}), work.say)
+    space = Space(
+        tiny_teacher.shape,
+        Budget.resolve([room_for(tiny_teacher, "M0 C2 S3 C3", "parameters")], tiny_teacher.shape),
+    )
+    derived = plans_of(space, FINDINGS)
+    assert len(derived) > 2
+    # the effects ask for the very plan that the rule gives first, which is distilled once
+    first = space.bits(derived[0])
+    prior = Prior(
+        {name: 1.0 if bit else -1.0 for name, bit in zip(space.names, first, strict=True)}
+    )
+    runs: list[int] = []
+
+    def findings() -> dict[str, Finding]:
+        runs.append(1)
+        return FINDINGS
+
+    plans = warm_start(searched, tiny_teacher, space, prior, {}, None, [], findings)
+    assert plans[0] == (derived[0], "scores")
+    assert plans[1:] == [(plan, "findings") for plan in derived[1 : 1 + wanted]]
+    assert len(runs) == min(wanted, 1)  # analyses take minutes: none runs unasked

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError, choice_problem, integer_problems, raise_together
+from circuitsearch.core.shapes import patch_grid
 from circuitsearch.teacher.decoders import Affine, Parts, ResidualDecoder
 from circuitsearch.teacher.documents.render import Layout, characters
 
@@ -151,17 +152,17 @@ def printed_tokens(
     Raises:
         ConfigError: the page's size is not the encoder's, or N square patches do not tile it.
     """
-    side = round((size[0] * size[1] / tokens) ** 0.5)
-    fits = side * side * tokens == size[0] * size[1] and not (size[0] % side or size[1] % side)
-    if (layout.height, layout.width) != tuple(size) or not fits:
+    grid = patch_grid(*size, tokens)
+    if (layout.height, layout.width) != tuple(size) or grid is None:
         raise ConfigError(
             f"Printed tokens: got a page of {layout.height} x {layout.width} pixels, an encoder "
             f"input of {size[0]} x {size[1]} and {tokens} encoder tokens; allowed are equal sizes "
             "that square patches tile"
         )
+    side = size[1] // grid[1]
     found: dict[int, set[int]] = {}
     for character, x, y in characters(layout):
-        place = int(y // side) * (size[1] // side) + int(x // side)
+        place = int(y // side) * grid[1] + int(x // side)
         if 0 <= x < size[1] and 0 <= y < size[0]:
             found.setdefault(place, set()).add(tokenizer.convert_tokens_to_ids(character))
     return {place: frozenset(ids) for place, ids in sorted(found.items())}

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ...tables import draw_weights
 
-__all__ = ["Agreement", "rank_agreement"]
+__all__ = ["Agreement", "centred_ranks", "rank_agreement"]
 
 _DRAWS, _PERMUTATIONS = 1000, 9999
 
@@ -59,7 +59,10 @@ def rank_agreement(
     Returns:
         None where no order is to be compared: fewer than three heads, or all alike.
     """
-    ours, theirs = _ranks(np.asarray(statistic)[None])[0], _ranks(effects.mean(axis=0)[None])
+    ours, theirs = (
+        centred_ranks(np.asarray(statistic)[None])[0],
+        centred_ranks(effects.mean(axis=0)[None]),
+    )
     n = len(ours)
     if n < _LEAST or not ours.any() or not theirs.any():
         return None
@@ -71,14 +74,14 @@ def rank_agreement(
     low = high = None
     if n > _LEAST and len(set(documents)) > 1:
         weights = draw_weights(documents, _DRAWS, seed)
-        drawn = _correlations(ours, _ranks(weights @ effects))
+        drawn = _correlations(ours, centred_ranks(weights @ effects))
         ends = np.quantile(drawn, (0.025, 0.975))
         fisher = _fisher(rho, n)
         low, high = min(rho, fisher[0], float(ends[0])), max(rho, fisher[1], float(ends[1]))
     return Agreement(rho, low, high, p, n)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def centred_ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks along the last axis, centred; all zero where the values are alike."""
     ranks: np.ndarray = stats.rankdata(values, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)

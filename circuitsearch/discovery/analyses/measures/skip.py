@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from circuitsearch.core.files import seed_from
 from circuitsearch.discovery.attribution.engine import DEFAULT_METHODS, component_scores
@@ -16,6 +15,7 @@ from circuitsearch.discovery.tables import draw_weights
 
 from ..material import Material
 from ..shared import Averages, without_end
+from .agreement import centred_ranks
 
 __all__ = ["METHODS", "Skipped", "measured", "score_agreement"]
 
@@ -96,8 +96,7 @@ def score_agreement(found: Skipped, method: str) -> tuple[float | None, float | 
         return value, None, None
     weights = draw_weights(found.averages.documents, _DRAWS, found.averages.seed) * tokens
     weights /= weights.sum(axis=1, keepdims=True)
-    ranks = [stats.rankdata(weights @ column, axis=1) for column in columns]
-    centred = [r - r.mean(axis=1, keepdims=True) for r in ranks]
+    centred = [centred_ranks(weights @ column) for column in columns]
     sizes = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
     apart = sizes > 0
     if not apart.any():

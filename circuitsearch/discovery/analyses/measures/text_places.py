@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from circuitsearch.core.shapes import patch_grid
 from circuitsearch.teacher.documents.records import Page, Question
 from circuitsearch.teacher.documents.render import Layout, characters
 from circuitsearch.teacher.loading import Teacher
@@ -42,11 +43,12 @@ def text_places(teacher: Teacher, layout: Layout, tokens: int) -> TextPlaces | s
     """
     size = teacher.processor.image_processor.size
     height, width = size["height"], size["width"]
-    side = round((height * width / tokens) ** 0.5)
-    if side * side * tokens != height * width or height % side or width % side:
+    grid = patch_grid(height, width, tokens)
+    if grid is None:
         return "the encoder's tokens are no grid of square patches"
     if (layout.height, layout.width) != (height, width):
         return "the pages are drawn in another size than the encoder sees"
+    side = width // grid[1]
     found = iter(characters(layout))
     lines = []
     for line in layout.lines:
@@ -56,7 +58,7 @@ def text_places(teacher: Teacher, layout: Layout, tokens: int) -> TextPlaces | s
                 continue
             _, x, y = next(found)
             if 0 <= x < width and 0 <= y < height:
-                glyphs.append((i, int(y // side) * (width // side) + int(x // side)))
+                glyphs.append((i, int(y // side) * grid[1] + int(x // side)))
         lines.append(tuple(glyphs))
     return TextPlaces(tuple(lines))
 
