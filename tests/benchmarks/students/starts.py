@@ -1,13 +1,14 @@
 """What students reach from the teacher's and from the elastic teacher's weights, by steps.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/students/starts.py tests/benchmarks/students/31.yaml
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/starts.py --work FOLDER --budget 31
         --plans "S0 C0 S1 S2 C3" --steps 300 1200 3000 --seeds 0 1 2 --out results/students/starts
 
-Every student is distilled by the search's own trainer and answers the search's fresh pages. The
-elastic teacher costs as much as `elastic steps x elastic batch` questions, which a fair comparison
-adds to the first student that begins with it, and a search that ranks by it has paid anyway.
+Every student is distilled by the search's own trainer (`budgets.yaml`) and answers the search's
+fresh pages; `best` among the plans is what the search finds under that budget. The elastic teacher
+costs as much as `elastic steps x elastic batch` questions, which a fair comparison adds to the
+first student that begins with it, and a search that ranks by it has paid anyway.
 
-Rows that OUT.json has are not made again. OUT.md shows all searches that it holds: quality as a
+Rows that OUT.json has are not made again. OUT.md shows all budgets that it holds: quality as a
 share of the teacher's, mean and standard deviation over seeds.
 """
 
@@ -19,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitsearch.configfile import load_config
+from budgets import BUDGETS, search_at
+
 from circuitsearch.core.cost import cost
 from circuitsearch.core.files import read_json, write_json, write_text
 from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
+from circuitsearch.stages.searching import best_of
 from circuitsearch.workspace import Workspace
 
 STARTS = ("teacher", "elastic")
@@ -33,7 +36,8 @@ STARTS = ("teacher", "elastic")
 def main() -> None:
     """Distil, measure, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("search", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="what can be resumed")
+    parser.add_argument("--budget", choices=BUDGETS, required=True)
     parser.add_argument("--plans", nargs="+", required=True)
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 1200, 3000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -45,15 +49,17 @@ def main() -> None:
     lines = {
         start: Pipeline(
             Workspace(
-                load_config(options.search, [f"distill.start={start}"]), reporter(quiet=False)
+                search_at(options.budget, options.work, f"distill.start={start}"),
+                reporter(quiet=False),
             )
         )
         for start in options.starts
     }
-    work = next(iter(lines.values())).work
-    lock = work.claim()  # held until the process ends
-    entry = found.setdefault(work.config.name, _facts(next(iter(lines.values()))))
-    for plan in (Plan.parse(text) for text in options.plans):
+    first = next(iter(lines.values()))
+    lock = first.work.claim()  # held until the process ends
+    entry = found.setdefault(first.work.config.name, _facts(first))
+    for text in options.plans:
+        plan = best_of(first.chosen) if text == "best" else Plan.parse(text)
         for steps in options.steps:
             for start, line in lines.items():
                 for seed in options.seeds:

@@ -1,0 +1,167 @@
+"""Quality against budget: the search and published baselines, distilled alike, in one table.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/budgets.py --work FOLDER
+        --budgets 45 31 18 12 7 --steps 300 --out results/students/budgets
+
+Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, and its
+best stands beside the baselines on fresh pages, each distilled with three seeds for `--steps`.
+Tables that OUT.json has are not made again; OUT.md and OUT.svg show all that it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from circuitsearch.config import SearchConfig
+from circuitsearch.configfile import load_config
+from circuitsearch.core.files import read_json, write_json, write_text
+from circuitsearch.pipeline import Pipeline
+from circuitsearch.progress import reporter
+from circuitsearch.show.rows import ResultRow
+from circuitsearch.workspace import Workspace
+
+_PARTS = ["space.attention=counts", "space.widths=[32, 64, 128]"]
+BUDGETS: dict[str, list[str]] = {
+    "45": ["budget=[{quantity: parameters, limit: 45%}]"],
+    # the paper's coarse pair
+    "31": ["budget=[{quantity: parameters, limit: 31.25%}, {quantity: macs, limit: 50%}]"],
+    # so little is left that parts of sub-layers count
+    "18": ["budget=[{quantity: parameters, limit: 18.75%}]", *_PARTS],
+    "12": ["budget=[{quantity: parameters, limit: 12.5%}]", *_PARTS],
+    "7": ["budget=[{quantity: parameters, limit: 7.04%}]", *_PARTS],
+}
+BASELINES = (
+    "mint",
+    "magnitude",
+    "wanda",
+    "finercut",
+    "shortgpt",
+    "minitron",
+    "taylor",
+    "evopress",
+    "puzzle",
+    "random",
+    "magnitude-unstructured",
+    "wanda-unstructured",
+)
+
+
+def search_at(budget: str, work: Path, *overrides: str) -> SearchConfig:
+    """Return the search under a row of `BUDGETS`, in a folder of its own."""
+    own = [f"name=budgets-{budget}", f"output={work / budget}", *BUDGETS[budget]]
+    return load_config(Path(__file__).with_name("budgets.yaml"), [*own, *overrides])
+
+
+def main() -> None:
+    """Search, distil, write table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="what can be resumed")
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=[*BUDGETS])
+    parser.add_argument("--steps", type=int, default=300, help="of the final distillations")
+    parser.add_argument("--baselines", nargs="*", default=BASELINES)
+    parser.add_argument("--out", type=Path, required=True, help="without suffix")
+    options = parser.parse_args()
+    file = options.out.with_suffix(".json")
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    for budget in options.budgets:
+        name = f"{budget} %, {options.steps} steps"
+        if name not in found:
+            given = [
+                f"final.steps={options.steps}",
+                f"baselines=[{', '.join(options.baselines)}]",
+            ]
+            found[name] = _made(search_at(budget, options.work, *given))
+            write_json(file, found)
+    tables = {name: [ResultRow.from_json(row) for row in rows] for name, rows in found.items()}
+    write_text(options.out.with_suffix(".md"), text(tables))
+    drawn(tables).savefig(options.out.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _made(config: SearchConfig) -> list[dict[str, Any]]:
+    """Run a search up to its final comparison and return the rows."""
+    line = Pipeline(Workspace(config, reporter(quiet=False)))
+    lock = line.work.claim()
+    rows = [row.to_json() for row in line.rows]
+    lock.release()
+    return rows
+
+
+def text(tables: Mapping[str, Sequence[ResultRow]]) -> str:
+    """Return all tables as Markdown, best first."""
+    lines = [
+        "# Quality against budget",
+        "",
+        "Made by `tests/benchmarks/students/budgets.py` on the shipped teacher. *ANLS*: mean and "
+        "standard deviation over training seeds; *to best*: paired by question, 95 % interval over "
+        "documents. Budgets are shares of the decoder's parameters, MACs stand beside them "
+        "(`paper` accounting); at 31 % MACs are bounded too, by one half.",
+    ]
+    for name, rows in sorted(tables.items(), key=_place):
+        teacher = next(row for row in rows if row.phase == "teacher")
+        students = sorted((row for row in rows if row is not teacher), key=lambda row: row.rank)
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"Teacher {teacher.quality:.3f} on {teacher.examples} questions.",
+            "",
+            "| student | plan | parameters | MACs | ANLS | of teacher | to best |",
+            "|---|---|---:|---:|---:|---:|---:|",
+            *(_line(row, teacher) for row in students),
+        ]
+        notes = [(row.name, note) for row in students for note in row.notes]
+        lines += [""] * bool(notes) + [f"* {who}: {note}" for who, note in notes]
+    return "\n".join(lines) + "\n"
+
+
+def _place(entry: tuple[str, Any]) -> tuple[int, int]:
+    budget, steps = entry[0].split(" %, ")
+    return int(steps.split()[0]), -int(budget)
+
+
+def _line(row: ResultRow, teacher: ResultRow) -> str:
+    spread = "" if row.quality_sd is None else f" ± {row.quality_sd:.3f}"
+    to_best = ""
+    if row.difference is not None:
+        one = row.difference
+        to_best = f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+    return (
+        f"| {row.name} | `{row.plan}` | {100 * row.parameters_share:.1f} % | "
+        f"{100 * row.macs_share:.1f} % | {row.quality:.3f}{spread} | "
+        f"{100 * row.quality / teacher.quality:.1f} % | {to_best} |"
+    )
+
+
+def drawn(tables: Mapping[str, Sequence[ResultRow]]) -> Figure:
+    """Return a panel per number of steps: share of the teacher's ANLS against parameters."""
+    lengths = sorted({_place(entry)[0] for entry in tables.items()})
+    figure = Figure(figsize=(5.5 * len(lengths), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(lengths), squeeze=False, sharey=True)[0]
+    for axes, steps in zip(panels, lengths, strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for name, rows in tables.items():
+            if _place((name, rows))[0] != steps:
+                continue
+            teacher = next(row for row in rows if row.phase == "teacher")
+            for row in rows:
+                point = 100 * row.parameters_share, 100 * row.quality / teacher.quality
+                lines.setdefault(row.name, []).append(point)
+        lines.pop("teacher")
+        for name, points in sorted(lines.items()):
+            best = name == "best"
+            style: dict[str, Any] = {"color": "black", "linewidth": 2.5} if best else {}
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name, **style)
+        axes.set(title=f"{steps:,} steps", xlabel="parameters of the decoder, %")
+        axes.axhline(100, color="grey", linewidth=0.8)
+    panels[0].set_ylabel("ANLS, % of the teacher's")
+    panels[-1].legend(fontsize=7)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
