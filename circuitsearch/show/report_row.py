@@ -19,7 +19,7 @@ class SearchCost:
     """What it took to find a student.
 
     Attributes:
-        trainings: pairs (number of trainings, optimiser steps of each).
+        trainings: pairs (number of trainings, optimiser steps of each, as long as a student's).
         passes: forward passes spent on scoring and on evaluating plans.
     """
 

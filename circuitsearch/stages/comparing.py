@@ -13,6 +13,7 @@ distilled with the first seed only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -198,6 +199,8 @@ def _best(
     if chosen is not study and config.final.steps is not None:
         spent.append((len(chosen.measurements()), config.final.steps))
     if config.elastic.steps:
-        spent.append((1, config.elastic.steps))
+        # in steps of a student: its own may have other numbers of questions
+        questions = config.elastic.steps * config.elastic.batch
+        spent.append((1, math.ceil(questions / config.distill.batch)))
     sweeps = len(untrained) if config.elastic.steps else 0
     return _Entry(plan, source, SearchCost(tuple(spent), scores.passes + sweeps))

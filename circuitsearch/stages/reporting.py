@@ -55,7 +55,7 @@ def report(
     config, folder = work.config, work.folder
     facts = {
         "title": f"Search {config.name}",
-        "command": f"circuitsearch run searches/{config.name}.yaml",
+        "command": f"circuitsearch run {folder / CONFIG_FILE}",
         "teacher": config.teacher,
         "teacher fingerprint": scores.teacher,
         "budget": [

@@ -1,6 +1,6 @@
 """Donut's true shape, random weights: plan, student, one distillation step, save, load, generate.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/students/true_shape.py --out results/students/shape.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/true_shape.py --out results/students/big.json
 
 The teacher has the released checkpoint's sizes in every part (encoder of 2560 x 1920 pixels, four
 decoder layers of 1,024, 57,532 tokens); only its tokenizer is the shipped teacher's. Each stage is
