@@ -11,10 +11,20 @@ evaluated plans as rows of X and the scores p:
 A proposal draws theta from N(mu, 0.35^2 Sigma) and takes the greedy knapsack of theta that fills
 the budget, wider draws follow when that plan was tried before. After 20 collisions the integer
 program gives the best untried plan by mu, so the sampler visits the whole space before it stops.
+
+*Trust region*: units do not simply add up, and a sum that fits all plans is best where plans are
+alike. From the fifth result on theta is drawn towards the best plan x* so far,
+
+    theta + 2 mean|mu| (x* - mean(x*)),
+
+which wider draws loosen. Over free subsets of heads this is what finds more than the scores alone
+(`results/search/free-heads.md`).
+
 *Alternating hedge*: every second proposal uses a flat prior on the same data, an insurance against
 misleading scores. The model has no intercept: quality must be a number whose zero means "nothing
 works", such as ANLS. Sources: A Tutorial on Thompson Sampling (arXiv 1707.02038); BOCS (arXiv
-1806.08838) for a Bayesian linear model, a draw and a combinatorial argmax in this form.
+1806.08838) for a Bayesian linear model, a draw and a combinatorial argmax in this form; TuRBO
+(arXiv 1910.01739) for Thompson sampling inside a trust region.
 """
 
 from __future__ import annotations
@@ -30,6 +40,12 @@ from .base import FeasibleSampler
 from .history import Array, History
 
 __all__ = ["CircuitSampler", "posterior"]
+
+_WIDTH = 0.35  # of the first draw, in standard deviations of the posterior
+_WIDER = 0.2  # what every further draw adds
+_PULL = 2.0  # towards the best plan, in mean sizes of a worth; 1 to 4 do about as well
+_LOOSER = 0.9  # what a further draw leaves of the pull
+_ENOUGH = 5  # results from which there is a best plan worth staying near
 
 
 def posterior(plans: Array, values: Array, prior: Array, spread: float) -> tuple[Array, Array]:
@@ -75,15 +91,20 @@ class CircuitSampler(FeasibleSampler):
     def candidates(
         self, history: History, rng: np.random.Generator, space: Space
     ) -> Iterator[Bits | None]:
-        """Yield greedy knapsacks of draws from the posterior, ever wider."""
+        """Yield greedy knapsacks of draws from the posterior, ever wider and less near the best."""
         mean, covariance = self._posterior(history)
         root = np.linalg.cholesky(covariance)
         if len(history.values) == 0:
             yield greedy(mean, space)
-        width = 0.35
+        near = np.zeros(len(mean))
+        if len(history.values) >= _ENOUGH:
+            best = history.plans[int(np.argmax(history.values))]
+            near = _PULL * np.abs(mean).mean() * (best - best.mean())
+        width = _WIDTH
         while True:
-            yield greedy(mean + width * (root @ rng.standard_normal(len(mean))), space)
-            width += 0.2
+            yield greedy(mean + near + width * (root @ rng.standard_normal(len(mean))), space)
+            width += _WIDER
+            near = _LOOSER * near
 
     def worths(self, history: History, rng: np.random.Generator) -> Array:
         """Return the posterior mean."""

@@ -96,8 +96,9 @@ def _run(
     for _ in range(options.evaluations):
         plans = np.array(tried, dtype=float).reshape(len(tried), len(space.units))
         started = time.process_time()
-        # samplers look for the largest quality
-        tried.append(sampler.propose(History(plans, -np.array(values), frozenset(tried))))
+        # the answers' probability (geometric mean): more is better, and 0 means that nothing works
+        quality = np.exp(-np.array(values))
+        tried.append(sampler.propose(History(plans, quality, frozenset(tried))))
         spent += time.process_time() - started
         values.append(losses(tried[-1]))
     return np.minimum.accumulate(values).tolist(), spent / options.evaluations
