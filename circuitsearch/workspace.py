@@ -18,6 +18,7 @@ from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import dump_config, load_config
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.files import content_hash, read_json, write_json, write_text
+from circuitsearch.processes import ALONE, Processes
 from circuitsearch.progress import Reporter
 
 __all__ = ["CONFIG_FILE", "Workspace"]
@@ -33,10 +34,12 @@ class Workspace:
     Attributes:
         config: The resolved configuration.
         say: Where progress goes.
+        processes: Those that work on it together; the main one locks the folder for all.
     """
 
     config: SearchConfig
     say: Reporter
+    processes: Processes = ALONE
 
     @property
     def folder(self) -> Path:
@@ -52,6 +55,10 @@ class Workspace:
             StorageError: If another process runs the search now, or the folder cannot be made.
         """
         lock = FileLock(self.folder / ".lock")
+        self.processes.on_main(lambda: self._lock(lock))
+        return lock
+
+    def _lock(self, lock: FileLock) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -64,7 +71,6 @@ class Workspace:
                 f"{self.folder}: cannot be used as output folder ({error.strerror or error}); "
                 "choose another one"
             ) from error
-        return lock
 
     def kept(self, name: str, key: Any, compute: Callable[[], Any]) -> Any:
         """Return a stage's JSON result, from file when the inputs are unchanged.
@@ -104,6 +110,9 @@ class Workspace:
         Raises:
             ConfigError: If the folder belongs to a search of another name.
         """
+        self.processes.on_main(self._write_config)
+
+    def _write_config(self) -> None:
         path = self.folder / CONFIG_FILE
         if path.exists():
             name = load_config(path).name

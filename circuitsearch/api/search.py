@@ -55,6 +55,7 @@ class Search:
         """
         from circuitsearch.config import SearchConfig
         from circuitsearch.configfile import load_config
+        from circuitsearch.processes import here
         from circuitsearch.progress import reporter
         from circuitsearch.workspace import CONFIG_FILE, Workspace
 
@@ -66,7 +67,8 @@ class Search:
             self.path = _file_of(Path(search), CONFIG_FILE)
             self.config = load_config(self.path, overrides)
         self._overrides = tuple(overrides)
-        self.work = Workspace(self.config, reporter(quiet=quiet))
+        said = reporter(quiet=quiet or not here().is_main)
+        self.work = Workspace(self.config, said, here())
 
     @property
     def folder(self) -> Path:
@@ -84,8 +86,10 @@ class Search:
         return Pipeline(self.work)
 
     @contextmanager
-    def _claimed(self) -> Iterator[Pipeline]:
-        """Give the pipeline while no other process works in the folder."""
+    def _claimed(self, *, several: bool = False) -> Iterator[Pipeline]:
+        """Give the pipeline while no other process works in the folder, `several` of one job."""
+        if not several:
+            self.work.processes.refuse("Search")
         lock = self.work.claim()
         try:
             self.work.write_config()
@@ -231,6 +235,8 @@ class Search:
     ) -> Measurement:
         """Distil one plan of your own and save the student.
 
+        A script under `accelerate launch` trains it on all its processes (docs/distillation.md).
+
         Args:
             plan: E.g. `M0 C2 S3 C3`; it need not be within the budget.
             output: Folder for the student, an ordinary Hugging Face checkpoint.
@@ -249,17 +255,21 @@ class Search:
         from circuitsearch import stages
 
         chosen = Plan.parse(plan) if isinstance(plan, str) else plan
-        with self._claimed() as line:
-            return stages.distill_plan(
-                line.trainer,
-                chosen,
-                Path(output),
-                search=self.path,
-                steps=steps,
-                seed=seed,
-                stock=stock,
-                overrides=self._overrides,
-            )
+
+        def distilled() -> Measurement:
+            with self._claimed(several=True) as line:
+                return stages.distill_plan(
+                    self.work.processes.main_first(lambda: line.trainer),
+                    chosen,
+                    Path(output),
+                    search=self.path,
+                    steps=steps,
+                    seed=seed,
+                    stock=stock,
+                    overrides=self._overrides,
+                )
+
+        return self.work.processes.together(distilled)
 
     def evaluate(
         self,

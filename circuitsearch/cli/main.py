@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from circuitsearch import __version__
+from circuitsearch.processes import here
 
 from . import graph, student, study, teacher
 from .analyze import analyze_command
@@ -26,6 +27,7 @@ from .search import (
     search_command,
     validate_command,
 )
+from .shell import command
 
 __all__ = ["app", "main"]
 
@@ -62,6 +64,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "schema": schema_command,
     "doctor": doctor_command,
 }
+_ON_SEVERAL_PROCESSES = ("distill",)
 for name, function in _COMMANDS.items():
     app.command(name)(function)
 app.add_typer(graph.app, name="graph")
@@ -76,12 +79,15 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
+@command
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _ON_SEVERAL_PROCESSES:
+        here().refuse(f"circuitsearch {context.invoked_subcommand}")
 
 
 def main() -> None:

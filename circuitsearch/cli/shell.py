@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from circuitsearch.core.errors import CircuitSearchError
+from circuitsearch.processes import here
 
 __all__ = [
     "ConfigPath",
@@ -58,8 +59,8 @@ _go_on: list[str] = []
 
 
 def people() -> Console:
-    """Return the console for words to people (standard error)."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Return the console for words to people (standard error); of several processes one talks."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not here().is_main)
 
 
 def emit(data: Any) -> None:

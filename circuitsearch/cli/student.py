@@ -10,6 +10,7 @@ import typer
 from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, people, quiet_libraries
 
 if TYPE_CHECKING:
+    from circuitsearch.core.measurement import Measurement
     from circuitsearch.pipeline import Pipeline
 
 __all__ = ["answer_command", "distill_command", "evaluate_command"]
@@ -47,27 +48,33 @@ def distill_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Distil one plan of your own with a search's teacher, pages and trainer."""
+    """Distil one plan of your own; under accelerate launch, on several processes."""
     from circuitsearch.core.plan import Plan
+    from circuitsearch.processes import here
 
     from .search import open_pipeline
 
-    chosen = Plan.parse(plan)
-    pipeline = open_pipeline(search, override, quiet)
-    chosen.fitted(pipeline.teacher.shape.decoder)  # refuses before any page is read
-    from circuitsearch import stages
+    def distilled() -> Measurement:
+        chosen = Plan.parse(plan)
+        pipeline = open_pipeline(search, override, quiet)
+        # refuses before any page is read
+        chosen.fitted(here().main_first(lambda: pipeline.teacher).shape.decoder)
+        from circuitsearch import stages
 
-    made = stages.distill_plan(
-        pipeline.trainer,
-        chosen,
-        output,
-        search=search,
-        steps=steps,
-        seed=seed,
-        stock=stock,
-        overrides=override or (),
-    )
-    _say(made.to_json() | {"checkpoint": str(output)}, json)
+        return stages.distill_plan(
+            here().main_first(lambda: pipeline.trainer),
+            chosen,
+            output,
+            search=search,
+            steps=steps,
+            seed=seed,
+            stock=stock,
+            overrides=override or (),
+        )
+
+    made = here().together(distilled)
+    if here().is_main:
+        _say(made.to_json() | {"checkpoint": str(output)}, json)
 
 
 @command

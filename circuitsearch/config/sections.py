@@ -203,6 +203,11 @@ class DistillConfig(Section):
     accumulate: Count = Field(
         1, description="parts a step's batch is cut into: less memory, the same gradient"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the student's passes; bfloat16: faster on GPUs that have it. Weights, "
+        "moments, losses and gradients are float32 in both",
+    )
     preset: Literal["donut-mint", "puzzle", "vlm-compression", "minitron", "kl"] = Field(
         "donut-mint", description="a paper's mix of losses (docs/distillation.md)"
     )

@@ -29,6 +29,8 @@ def distill_plan(
 ) -> Measurement:
     """Distil a plan, measure it on the pages to choose on and save the student.
 
+    Several processes (`trainer.processes`) train together; the main one measures and saves.
+
     Args:
         trainer: Of the search.
         plan: The plan; it need not be within the search's budget.
@@ -50,12 +52,17 @@ def distill_plan(
     chosen = plan.fitted(trainer.teacher.shape.decoder)
     taken = steps or trainer.config.distill.steps
     used = trainer.config.seed if seed is None else seed
-    made = trainer.measured(chosen, "user", seed=used, steps=taken, split="select", phase="full")
     model = trainer.student(chosen, used, taken)
     command = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]
     command += ["--steps", str(taken), "--seed", str(used), "--output", str(output)]
     for one in overrides:
         command += ["--override", one]
-    facts = card_facts(trainer, made, "select", taken, shlex.join(command))
-    save_student(model, trainer.teacher, output, facts=facts, stock="auto" if stock else "no")
-    return made
+
+    def hand_over() -> Measurement:
+        about = {"seed": used, "steps": taken}
+        made = trainer.measured(chosen, "user", **about, split="select", phase="full")
+        facts = card_facts(trainer, made, "select", taken, shlex.join(command))
+        save_student(model, trainer.teacher, output, facts=facts, stock="auto" if stock else "no")
+        return made
+
+    return trainer.processes.on_main(hand_over)

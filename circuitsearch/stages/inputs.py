@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from circuitsearch.config import SPLITS, DocVQAData, RenderedData, RowsData
 from circuitsearch.core.budget import Budget
 from circuitsearch.core.errors import ConfigError, DataError
@@ -35,9 +33,7 @@ __all__ = ["component_effects", "compute_features", "documents", "fit", "load", 
 
 def load(work: Workspace) -> Teacher:
     """Load the teacher onto the device."""
-    device = work.config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = work.processes.device(work.config.device)
     with work.say.stage(f"loading the teacher {work.config.teacher}"):
         return load_teacher(work.config.teacher, device=device)
 
@@ -121,7 +117,7 @@ def documents(work: Workspace, teacher: Teacher) -> dict[str, list[Page]]:
             for place, kept in enumerate(dealt):
                 dealt[place], faults = _usable(kept, teacher)
                 skipped += faults
-        if skipped:
+        if skipped and work.processes.is_main:
             path = work.folder / "skipped.json"
             write_json(path, skipped)
             work.say.note(f"{len(skipped)} rows skipped, listed in {path}")

@@ -14,6 +14,7 @@ from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.processes import Processes
 from circuitsearch.students.baselines import Masks, masked
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import Features
@@ -89,6 +90,11 @@ class StudentTrainer:
         return self._config
 
     @property
+    def processes(self) -> Processes:
+        """Those that train a student together."""
+        return self._work.processes
+
+    @property
     def rule(self) -> AnlsRule:
         """The search's reading of ANLS."""
         return self._config.evaluation.anls
@@ -124,7 +130,9 @@ class StudentTrainer:
             TrainingError: If its loss stops being a number, or diverges.
         """
         how = build or Build()
-        elastic = self._elastic() if self._config.distill.start == "elastic" else None
+        elastic = None
+        if self._config.distill.start == "elastic":
+            elastic = self.processes.main_first(self._elastic)
         # Widths of the elastic teacher were cut by the teacher's ranks: its own have moved.
         ranking = {} if elastic is None else neuron_order(self.teacher.decoder)
         source: Any = elastic
@@ -152,10 +160,11 @@ class StudentTrainer:
                     teacher=self.teacher.decoder,
                     log_dir=logs if self._config.distill.tensorboard else None,
                     on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
+                    processes=self.processes,
                 )
 
         with masked(view, how.masks) if how.masks else nullcontext():
-            train_once(view, path, train)
+            train_once(view, path, train, self.processes)
         return model.eval()
 
     def measured(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import DataError
+from circuitsearch.processes import ALONE, Processes
 from circuitsearch.students.training.distill import DistillRecipe
 from circuitsearch.students.training.presets import PRESETS
 
@@ -31,6 +32,7 @@ def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> Dist
         kd_weight=shared.kd_weight,
         hidden_map=shared.hidden_map,
         temperature=shared.temperature,
+        precision=shared.precision,
     )
 
 
@@ -39,23 +41,27 @@ def trainable(view: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in view.model.named_parameters() if ".layers." in name}
 
 
-def train_once(view: Any, path: Path, train: Callable[[Path], None]) -> None:
+def train_once(
+    view: Any, path: Path, train: Callable[[Path], None], processes: Processes = ALONE
+) -> None:
     """Load a view's trained weights from a file, or train them and keep them there.
 
     The training state (moments included) lives beside the file while training runs and is removed
     afterwards: the weights alone take a third of its room.
 
+    Args:
+        view: What trains.
+        path: The file.
+        train: Trains the view; given where the training state belongs.
+        processes: Those that train together; the main one writes, all read.
+
     Raises:
         DataError: If the file is damaged or holds another student's weights.
     """
-    if not path.exists():
+    if not processes.on_main(path.exists):
         state = path.with_suffix(".state")
         train(state)
-        weights = {name: p.detach().contiguous() for name, p in trainable(view).items()}
-        temporary = path.with_suffix(".tmp")
-        save_file(weights, temporary)
-        temporary.replace(path)
-        state.unlink(missing_ok=True)
+        processes.on_main(lambda: _keep(view, path, state))
         return
     named = trainable(view)
     try:
@@ -67,3 +73,12 @@ def train_once(view: Any, path: Path, train: Callable[[Path], None]) -> None:
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(stored[name])
+
+
+def _keep(view: Any, path: Path, state: Path) -> None:
+    """Write what a view has learned, and remove its training state."""
+    weights = {name: p.detach().contiguous() for name, p in trainable(view).items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(weights, temporary)
+    temporary.replace(path)
+    state.unlink(missing_ok=True)

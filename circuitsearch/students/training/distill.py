@@ -42,8 +42,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from circuitsearch.core.errors import DataError, TrainingError
+from circuitsearch.core.errors import ConfigError, DataError, TrainingError
 from circuitsearch.core.files import record_fields
+from circuitsearch.processes import ALONE, Processes
 from circuitsearch.students.features.prepare import Features
 from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.students.replacements import Replacements
@@ -154,6 +155,7 @@ def distill(
     teacher: ResidualDecoder | None = None,
     log_dir: Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    processes: Processes = ALONE,
 ) -> DistillResult:
     """Train a student's decoder layers in place.
 
@@ -172,20 +174,23 @@ def distill(
             or attention weights run it, and it never trains.
         log_dir: folder for TensorBoard's scalars: each loss, their sum and the learning rate.
         on_step: called after every step.
+        processes: those that train this decoder together, all calling this function alike. The
+            main one writes state and scalars; all read the state.
 
     Raises:
         TrainingError: if loss or gradient stop being finite numbers, or the loss diverges.
         ConfigError: if nothing can be trained, the features lack the recipe's temperature, a plan
             of a step is empty or needs replacements that are not given, a loss needs a `teacher`
-            that is not given or does not fit, or TensorBoard is asked for and not installed.
+            that is not given or does not fit, TensorBoard is asked for and not installed, or
+            processes were given different things to train.
         PlanError: if a plan of a step does not fit the decoder.
         DataError: if `state_file` is damaged or belongs to another run.
     """
-    with scalar_log(log_dir) as log_scalars, only_layers_train(view) as named:
-        trainer = Trainer(
-            view, features, recipe, seed, plan_of_step, named, ranking, replacements, teacher
-        )
-        progress = _begin(trainer, state_file)
+    folder = log_dir if processes.is_main else None
+    with scalar_log(folder) as log_scalars, only_layers_train(view) as named:
+        given = seed, plan_of_step, named, ranking, replacements, teacher, processes
+        trainer = Trainer(view, features, recipe, *given)
+        progress = _begin(trainer, state_file, processes)
         first, before, started = progress.step, progress.seconds, time.perf_counter()
         for step in range(first, recipe.steps):
             report = trainer.step(step, progress.weights)
@@ -193,7 +198,8 @@ def distill(
             elapsed = time.perf_counter() - started
             progress.seconds = before + elapsed
             last = progress.step == recipe.steps
-            if state_file is not None and (last or progress.step % save_every == 0):
+            due = last or progress.step % save_every == 0
+            if state_file is not None and due and processes.is_main:
                 save_state(state_file, named, trainer.optimizer, progress.facts(trainer.identity))
             log_scalars(progress.step, {**report, "learning_rate": recipe.rate(step)})
             if on_step is not None:
@@ -209,9 +215,14 @@ def distill(
     )
 
 
-def _begin(trainer: Trainer, state_file: Path | None) -> _Progress:
+def _begin(trainer: Trainer, state_file: Path | None, processes: Processes) -> _Progress:
     """Resume a saved run, or weigh the losses for a new one."""
-    if state_file is None or not state_file.exists():
+    if len(set(processes.gather(lambda: trainer.identity))) > 1:
+        raise ConfigError(
+            "Distillation: the processes do not train the same (weights, features, recipe or seed "
+            "differ); give all of them the same search file, teacher, pages and versions"
+        )
+    if state_file is None or not processes.on_main(state_file.exists):
         return _Progress(weights=trainer.weights())
     # looked at before loading, which overwrites the weights
     if _facts(state_file).get("identity") != trainer.identity:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuitsearch.core.errors import ConfigError, TrainingError
 from circuitsearch.core.files import content_hash
 from circuitsearch.core.plan import Plan
+from circuitsearch.processes import ALONE, Processes
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.losses import LOSSES, Targets
 from circuitsearch.students.plan_view import NeuronOrder, PlanView, neuron_order
@@ -80,6 +81,8 @@ class Trainer:
         replacements: numbers for sub-layers that those plans replace by `mean` or `linear`; they
             do not train.
         teacher: the teacher's decoder, for losses that read its streams or attention.
+        processes: those that train together. Each computes a part of every batch, losses and
+            gradients are added up, and all take the same step.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class Trainer:
         ranking: NeuronOrder | None = None,
         replacements: Replacements | None = None,
         teacher: ResidualDecoder | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.named = named
+        self._processes = processes
         self._inside = InsideLosses(recipe.names, recipe.hidden_map, view, teacher)
         self._view = view
         self._features = features
@@ -139,18 +144,24 @@ class Trainer:
         balanced = [name for name in recipe.names if name not in fixed and name != recipe.reference]
         if not balanced:
             return {name: fixed.get(name, 1.0) for name in recipe.names}
-        sums = dict.fromkeys((recipe.reference, *balanced), 0.0)
-        with torch.no_grad():
-            for step in range(min(_BALANCE_BATCHES, recipe.steps)):
-                for share, losses in self._losses(step):
-                    for name in sums:
-                        sums[name] += share * float(losses[name])
+        names = (recipe.reference, *balanced)
+        sums = _added(self._processes.gather(lambda: self._first_losses(names)))
         if not math.isfinite(sum(sums.values())):
             raise TrainingError("Distillation: the loss is not finite before the first step")
         aim = fixed.get(recipe.reference, 1.0) * sums[recipe.reference]
         for name in balanced:
             fixed[name] = min(aim / max(sums[name], 1e-12), _LARGEST_WEIGHT)
         return {name: fixed.get(name, 1.0) for name in recipe.names}
+
+    @torch.no_grad()
+    def _first_losses(self, names: Sequence[str]) -> dict[str, float]:
+        """Return the sums of losses over the first batches, of this process's parts."""
+        sums = dict.fromkeys(names, 0.0)
+        for step in range(min(_BALANCE_BATCHES, self._recipe.steps)):
+            for share, losses in self._losses(step):
+                for name in sums:
+                    sums[name] += share * float(losses[name])
+        return sums
 
     def step(self, step: int, weights: Mapping[str, float]) -> dict[str, float]:
         """Take one optimiser step.
@@ -169,6 +180,26 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._recipe.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
+        met = self._processes.gather(lambda: self._backward(step, weights))
+        report = _added([one for one, _ in met])
+        self._add_gradients([reached for _, reached in met])
+        norm = nn.utils.clip_grad_norm_(list(self.named.values()), self._recipe.clip)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"Distillation: the gradient's norm is {float(norm)} at step {step + 1} although "
+                f"the loss is {report['loss']:.4g}; lower learning_rate or clip, or use float32"
+            )
+        self.optimizer.step()
+        return report
+
+    def _backward(
+        self, step: int, weights: Mapping[str, float]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """Leave the gradient of this process's part of a batch.
+
+        Returns:
+            The part's losses, and which parameters have a gradient.
+        """
         report = dict.fromkeys((*self._recipe.names, "loss"), 0.0)
         for share, losses in self._losses(step):
             total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
@@ -182,29 +213,39 @@ class Trainer:
                     "places of hidden_map behind a sub-layer of the plan, or add a loss of logits"
                 )
             (share * total).backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(list(self.named.values()), self._recipe.clip)
-        if not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"Distillation: the gradient's norm is {float(norm)} at step {step + 1} although "
-                f"the loss is {report['loss']:.4g}; lower learning_rate or clip, or use float32"
-            )
-        self.optimizer.step()
-        return report
+        return report, [parameter.grad is not None for parameter in self.named.values()]
+
+    def _add_gradients(self, reached: Sequence[Sequence[bool]]) -> None:
+        """Add up the gradients of all processes; one without questions has none, which counts 0.
+
+        Args:
+            reached: by process, which parameters have a gradient. One that no process has stays
+                without: the optimiser passes over it.
+        """
+        for parameter, here in zip(self.named.values(), zip(*reached, strict=True), strict=True):
+            if any(here) and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._processes.add_up([p.grad for p in self.named.values() if p.grad is not None])
 
     def _losses(self, step: int) -> Iterator[tuple[float, dict[str, Tensor]]]:
         """Yield (share of the answer tokens, each loss) of the parts of a step's batch.
 
-        Losses are means over answer tokens, so with these shares they add up to the whole batch's.
+        Losses are means over answer tokens, so with these shares they add up to the whole batch's,
+        over parts and processes.
         """
         indices = self._order.indices(step)
-        count = min(self._recipe.accumulate, len(indices))
-        cuts = [len(indices) * part // count for part in range(count + 1)]
-        rows = self._features.examples
-        answers = [len(rows[i].ids) - rows[i].prompt for i in indices]
+        whole = self._answer_tokens(indices)
+        mine = self._processes.part(indices)
+        count = min(self._recipe.accumulate, len(mine))
+        cuts = [len(mine) * part // count for part in range(count + 1)] if count else []
         for first, last in itertools.pairwise(cuts):
-            share = sum(answers[first:last]) / sum(answers)
+            share = self._answer_tokens(mine[first:last]) / whole
             # a plan's view keeps the slices that it made, and a backward pass frees their graph
-            yield share, self._compared(self._running(step), indices[first:last])
+            yield share, self._compared(self._running(step), mine[first:last])
+
+    def _answer_tokens(self, indices: Sequence[int]) -> int:
+        rows = self._features.examples
+        return sum(len(rows[i].ids) - rows[i].prompt for i in indices)
 
     def _compared(self, view: ResidualDecoder, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return each loss of the recipe on some examples."""
@@ -240,6 +281,11 @@ class Trainer:
         if not plan.kept:
             raise ConfigError(f"Distillation: plan_of_step({step}) keeps no sub-layer")
         return PlanView(self._view, plan, ranking=self._ranking, replacements=self._replacements)
+
+
+def _added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of each loss over processes."""
+    return {name: math.fsum(part[name] for part in parts) for name in parts[0]}
 
 
 def _stopped(step: int, report: dict[str, float]) -> str:
