@@ -89,7 +89,13 @@ def test_yaml_is_a_search_or_a_section_of_one(block: Block, tmp_path: Path) -> N
     load_config(path)
 
 
-WHOLE = [
+LAUNCHED = [
+    (page, number, words[words.index("circuitsearch") + 1 :])
+    for page in PAGES
+    for number, program, words in commands(page)
+    if program == "accelerate" and "circuitsearch" in words
+]
+WHOLE = LAUNCHED + [
     (page, number, words)
     for page in PAGES
     for number, program, words in commands(page)

@@ -61,6 +61,15 @@ def test_losses_and_weights_of_the_file_win_over_the_preset() -> None:
         _recipe(preset="vlm-compression", kd_weight=1)
 
 
+def test_the_precision_of_the_file_is_part_of_what_a_training_is() -> None:
+    plain, mixed = _recipe(), _recipe(precision="bfloat16")
+    assert mixed.precision == "bfloat16"
+    assert plain.to_json() | {"precision": "bfloat16"} == mixed.to_json()
+    # what was kept before the file had this word is still found
+    assert plain.to_json()["precision"] == "float32"
+    assert _recipe(precision="float32") == plain
+
+
 def test_a_student_is_trained_against_the_teachers_inside_once(
     tiny_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
