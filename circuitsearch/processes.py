@@ -233,6 +233,9 @@ class Processes:
         heard: list[Any] = [None] * self._size
         try:
             torch.distributed.all_gather_object(heard, said, group=_control())
+        except CircuitSearchError as error:
+            self._known = error
+            raise
         except RuntimeError as error:
             self._known = CircuitSearchError(
                 f"Processes: one of {self._size} ended without a word, or cannot be reached "

@@ -5,6 +5,7 @@ They are started as a launcher starts them: each is told in its environment who 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -156,18 +157,17 @@ def train(teacher: Path, folder: Path) -> None:
 
 def resume(teacher: Path, folder: Path, stop: int) -> None:
     """Train with a state file until a step, then again to the end."""
-
-    def interrupt(report: StepReport) -> None:
-        if report.step == stop:
-            raise KeyboardInterrupt
-
     given = teacher, folder / "features", "balanced", here()
     kept: dict[str, Any] = {"state_file": folder / "state.safetensors", "save_every": 2}
-    try:
-        trained(*given, **kept, on_step=interrupt)
-    except KeyboardInterrupt:
-        weights, _ = trained(*given, **kept)
-        save_file(weights, folder / f"resumed-{os.environ['RANK']}.safetensors")
+    with contextlib.suppress(KeyboardInterrupt):
+        trained(*given, **kept, on_step=lambda report: _interrupt(report, stop))
+    weights, _ = trained(*given, **kept)
+    save_file(weights, folder / f"resumed-{os.environ['RANK']}.safetensors")
+
+
+def _interrupt(report: StepReport, stop: int) -> None:
+    if report.step == stop:
+        raise KeyboardInterrupt
 
 
 def fail(teacher: Path, folder: Path) -> None:
@@ -185,6 +185,15 @@ def fail(teacher: Path, folder: Path) -> None:
     def full() -> None:
         raise DataError("the disk is full")
 
+    def on_disks_of_their_own() -> None:
+        own = folder / f"disk-{min(rank, 1)}.safetensors"
+        kept: dict[str, Any] = {"state_file": own, "save_every": 2}
+        trained(*given, state_file=folder / "disk-0.safetensors")
+        with contextlib.suppress(KeyboardInterrupt):
+            older = {**kept, "state_file": folder / "disk-1.safetensors"}
+            trained(*given, **older, on_step=lambda report: _interrupt(report, 5))
+        trained(*given, **kept)
+
     ways: dict[str, Callable[[], Any]] = {
         "in a step": lambda: trained(*given, broken=lambda n: only(1, lambda: 1 // (n != 6))),
         "on the main process": lambda: processes.on_main(full),
@@ -194,6 +203,7 @@ def fail(teacher: Path, folder: Path) -> None:
         ),
         "of all": lambda: processes.together(full),
         "other seeds": lambda: trained(*given, seed=rank),
+        "other states": on_disks_of_their_own,
         "not a word": lambda: trained(
             *given, broken=lambda n: only(1, lambda: os._exit(9)) if n == 6 else None
         ),

@@ -48,7 +48,7 @@ def distill_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Distil one plan of your own; under accelerate launch, on several processes."""
+    """Distil one plan of your own with a search's teacher, pages and trainer."""
     from circuitsearch.core.plan import Plan
     from circuitsearch.processes import here
 

@@ -177,6 +177,9 @@ def test_they_fail_together_and_at_once(tiny_folder: Path, tmp_path: Path) -> No
         one = said("other seeds", index)
         assert one["kind"] == "ConfigError"
         assert "do not train the same" in one["text"]
+        one = said("other states", index)
+        assert one["kind"] == "DataError"
+        assert "the processes read different states there" in one["text"]
     for index in (0, 2):
         one = said("not a word", index)
         assert one["kind"] == "CircuitSearchError"

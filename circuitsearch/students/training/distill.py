@@ -184,7 +184,8 @@ def distill(
             that is not given or does not fit, TensorBoard is asked for and not installed, or
             processes were given different things to train.
         PlanError: if a plan of a step does not fit the decoder.
-        DataError: if `state_file` is damaged or belongs to another run.
+        DataError: if `state_file` is damaged, belongs to another run, or is not the same file for
+            all processes.
     """
     folder = log_dir if processes.is_main else None
     with scalar_log(folder) as log_scalars, only_layers_train(view) as named:
@@ -235,6 +236,11 @@ def _begin(trainer: Trainer, state_file: Path | None, processes: Processes) -> _
         progress = _Progress(**record_fields(_Progress, json.loads(facts["progress"])))
     except (KeyError, ValueError) as error:
         raise DataError(f"{str(state_file)!r}: its progress cannot be read; delete it") from error
+    if len(set(processes.gather(lambda: progress.step))) > 1:
+        raise DataError(
+            f"{str(state_file)!r}: the processes read different states there; give them an output "
+            "folder on a file system that all of them share"
+        )
     log.info("resuming %s at step %d", state_file, progress.step)
     return progress
 
