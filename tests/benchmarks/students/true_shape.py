@@ -71,7 +71,7 @@ def teacher(folder: Path) -> None:
     processor = new_processor(sizes)
     torch.manual_seed(0)
     model = new_model(sizes, processor.tokenizer)
-    model.resize_token_embeddings(shape.vocabulary, mean_resizing=False)
+    model.decoder.resize_token_embeddings(shape.vocabulary, mean_resizing=False)
     save_checkpoint(model, processor, folder)
 
 
