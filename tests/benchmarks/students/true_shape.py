@@ -1,6 +1,6 @@
 """Donut's true shape, random weights: plan, student, one distillation step, save, load, generate.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/students/true_shape.py --out results/students/big.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/true_shape.py --out FILE.json
 
 The teacher has the released checkpoint's sizes in every part (encoder of 2560 x 1920 pixels, four
 decoder layers of 1,024, 57,532 tokens); only its tokenizer is the shipped teacher's. Each stage is
@@ -46,7 +46,7 @@ pixels = processor(Image.open(sys.argv[2]).convert("RGB"), return_tensors="pt").
 ids = processor.tokenizer("<s_docvqa><s_question>Total?</s_question><s_answer>",
                           add_special_tokens=False, return_tensors="pt").input_ids
 with torch.no_grad():
-    said = model.generate(pixels, decoder_input_ids=ids, max_new_tokens=8, num_beams=1)
+    said = model.generate(pixels, decoder_input_ids=ids, max_length=ids.shape[1] + 8, num_beams=1)
 print(said.shape[1] - ids.shape[1], "tokens")
 """
 
