@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,7 @@ def _facts(work: Workspace, teacher: Teacher, material: Material) -> dict[str, A
     return {
         "title": f"What Donut-MINT claims, asked of the teacher {config.teacher}",
         "source": "Donut-MINT, arXiv 2509.26235",
-        "command": f"circuitsearch analyze {work.folder / CONFIG_FILE}",
+        "command": shlex.join(["circuitsearch", "analyze", str(work.folder / CONFIG_FILE)]),
         "teacher": config.teacher,
         "teacher fingerprint": teacher.fingerprint,
         "measured on": _amount(material.pages),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def report(
     config, folder = work.config, work.folder
     facts = {
         "title": f"Search {config.name}",
-        "command": f"circuitsearch run {folder / CONFIG_FILE}",
+        "command": shlex.join(["circuitsearch", "run", str(folder / CONFIG_FILE)]),
         "teacher": config.teacher,
         "teacher fingerprint": scores.teacher,
         "budget": [
