@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
