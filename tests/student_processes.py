@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -156,11 +157,13 @@ def train(teacher: Path, folder: Path) -> None:
 
 
 def resume(teacher: Path, folder: Path, stop: int) -> None:
-    """Train with a state file until a step, then again to the end."""
+    """Train with a state file until a step, then again to the end; a copy of the state is left."""
     given = teacher, folder / "features", "balanced", here()
     kept: dict[str, Any] = {"state_file": folder / "state.safetensors", "save_every": 2}
     with contextlib.suppress(KeyboardInterrupt):
         trained(*given, **kept, on_step=lambda report: _interrupt(report, stop))
+    if here().is_main:  # which the others wait for before they write anew
+        shutil.copy(kept["state_file"], folder / "half.safetensors")
     weights, _ = trained(*given, **kept)
     save_file(weights, folder / f"resumed-{os.environ['RANK']}.safetensors")
 

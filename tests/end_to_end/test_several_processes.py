@@ -78,7 +78,8 @@ def test_two_processes_make_the_student_of_one(tmp_path, tiny_folder):
     made = alone.distill(PLAN, tmp_path / "one" / "student")
     # products in bfloat16 have 8 bits of mantissa
     assert told["loss"] == pytest.approx(made.loss, rel=1e-2)
-    kept = [list((tmp_path / name / "out/work/students").iterdir()) for name in ("one", "two")]
+    folders = (tmp_path / name / "out" / "work" / "students" for name in ("one", "two"))
+    kept = [list(folder.iterdir()) for folder in folders]
     # the same training, by its name: the number of processes is no part of it
     assert [one.name for one in kept[0]] == [two.name for two in kept[1]]
     ((one,), (two,)) = kept
