@@ -32,6 +32,7 @@ from circuitsearch.search.samplers import (
     trial_bits,
 )
 from circuitsearch.search.space import Space
+from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))
@@ -183,6 +184,26 @@ def test_circuit_beats_the_baselines_on_additive_landscapes() -> None:
     assert np.mean(circuit) < 0.02
     assert np.mean(circuit) < 0.5 * np.mean(prior)
     assert np.mean(circuit) < 0.2 * np.mean(random)
+
+
+def test_circuit_stays_near_the_best_plan_so_far() -> None:
+    space = make_space("20%", choices=Choices("heads"))  # 36 units
+    to_best, to_others = [], []
+    for seed in range(20):
+        draws, tried = RandomSampler(space, None, seed), list[tuple[int, ...]]()
+        while len(tried) < 8:
+            plans = np.array(tried, dtype=float).reshape(len(tried), len(space.units))
+            tried.append(draws.propose(History(plans, np.zeros(len(tried)), frozenset(tried))))
+        plans, values = np.array(tried, dtype=float), np.full(8, 0.5)
+        values[3] = 0.6
+        proposed = CircuitSampler(space, None, seed).propose(
+            History(plans, values, frozenset(tried))
+        )
+        apart = np.abs(plans - np.array(proposed)).sum(axis=1)
+        to_best.append(apart[3])
+        to_others.append(np.delete(apart, 3).mean())
+    # without a trust region the two are alike: 12.8 and 14.1 units
+    assert np.mean(to_best) < np.mean(to_others) / 2
 
 
 def test_prior_sampler_starts_with_the_scores_own_knapsack() -> None:

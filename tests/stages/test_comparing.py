@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pipelin
             "teacher": str(tiny_folder),
             "data": {"source": "rendered", "train": 8, "score": 4, "select": 3, "final": 3},
             "budget": [{"quantity": "parameters", "limit": "31.25%"}],
-            "elastic": {"steps": 0},
+            "elastic": {"steps": 3, "batch": 6},
             "distill": {"steps": 2, "batch": 4},
             "exhaustive": {"top": 1, "short": 2},
             "baselines": BASELINES,
@@ -66,6 +66,12 @@ def test_short_distillation_says_what_it_took(made: Pipeline) -> None:
     assert first is not None
     assert distilled is not None
     assert (first.trainings, distilled.trainings) == ((), ((2, 2),))
+
+
+def test_the_elastic_teacher_counts_in_steps_of_a_student(made: Pipeline) -> None:
+    spent = row(made, "best").search_cost
+    assert spent is not None
+    assert spent.trainings == ((2, 2), (1, 5))  # 3 steps of 6 questions are 18, in steps of 4
 
 
 def test_groups_tell_all_their_plans(made: Pipeline) -> None:
