@@ -129,7 +129,7 @@ def _line(row: ResultRow, teacher: ResultRow) -> str:
     to_best = ""
     if row.difference is not None:
         one = row.difference
-        to_best = f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+        to_best = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
     return (
         f"| {row.name} | `{row.plan}` | {100 * row.parameters_share:.1f} % | "
         f"{100 * row.macs_share:.1f} % | {row.quality:.3f}{spread} | "
