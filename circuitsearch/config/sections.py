@@ -230,6 +230,11 @@ class DistillConfig(Section):
         description="whose weights students begin with; elastic: the elastic teacher's, trained "
         "for plans of this budget",
     )
+    compensate: Flag = Field(
+        False,
+        description="students begin with what was removed at its mean, folded into kept biases, "
+        "instead of at zero; no parameter more",
+    )
     tensorboard: Flag = Field(
         False, description="write losses of every student for TensorBoard (needs tensorboard)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.discovery.ablation import Means, unit_means
 from circuitsearch.processes import Processes
 from circuitsearch.students.baselines import Masks, masked
 from circuitsearch.students.evaluate import examine
@@ -32,6 +34,9 @@ from .speeds import with_speed
 from .weights import recipe_of, train_once
 
 __all__ = ["Build", "StudentTrainer", "evaluate"]
+
+_AVERAGED = 512
+"""Questions that the averages of `distill.compensate` are taken over."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class StudentTrainer:
         self._features = features
         self._replacements = replacements
         self._elastic = elastic
+        self._averages: Means | None = None
 
     @property
     def config(self) -> SearchConfig:
@@ -112,6 +118,7 @@ class StudentTrainer:
             **({} if fitted is None else {"replacements": fitted.fingerprint}),
             **({} if self.rule == "rrc" else {"anls": self.rule}),
             **({} if self._config.distill.start == "teacher" else {"start": self._beginning()}),
+            **({"averages": self._averaging} if self._config.distill.compensate else {}),
             "teacher": self.teacher.fingerprint,
             "train": self._features["train"].key,
             "select": self._features["select"].key,
@@ -142,6 +149,7 @@ class StudentTrainer:
             ranking={**ranking, **how.neurons},
             source=None if elastic is None else source.model,
             replacements=self._replacements,
+            compensate=self._means(elastic or self.teacher.decoder),
         )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
@@ -166,6 +174,23 @@ class StudentTrainer:
         with masked(view, how.masks) if how.masks else nullcontext():
             train_once(view, path, train, self.processes)
         return model.eval()
+
+    @property
+    def _averaging(self) -> list[int]:
+        """What decides the averages of removed parts, beside teacher and pages."""
+        return [_AVERAGED, self._config.seed]
+
+    def _means(self, whole: ResidualDecoder) -> Means | None:
+        """Return the averages that students begin with; of a decoder they are taken once."""
+        if not self._config.distill.compensate:
+            return None
+        if self._averages is None:
+            features = self._features["train"]
+            drawn = random.Random(seed_from("averages", features.key, *self._averaging))
+            count = len(features.examples)
+            asked = drawn.sample(range(count), min(count, _AVERAGED))
+            self._averages = unit_means(whole, features.sample(asked, self.teacher.device))
+        return self._averages
 
     def measured(
         self, plan: Plan, source: str, *, seed: int, steps: int, split: str, phase: str

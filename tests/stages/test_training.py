@@ -12,6 +12,8 @@ import torch
 from circuitsearch.config import DistillConfig, ElasticConfig, LimitConfig, LossName, SearchConfig
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
+from circuitsearch.discovery.ablation import unit_means
+from circuitsearch.discovery.sample import make_sample
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.stages.weights import recipe_of
@@ -132,3 +134,27 @@ def test_students_may_begin_with_the_elastic_teachers_weights(
         SearchConfig.model_validate(
             {**trainer("elastic").config.to_json(), "elastic": {"steps": 0}, "search": {}}
         )
+
+
+def test_students_may_begin_with_removed_parts_at_their_means(
+    tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    features = {
+        split: prepare_features(tiny_teacher, noise_pages(4, seed), tmp_path / split)
+        for seed, split in enumerate(("train", "select"))
+    }
+
+    def trainer(compensate: bool) -> StudentTrainer:
+        config = _config(tmp_path / "search", batch=4, learning_rate=1e-12, compensate=compensate)
+        return StudentTrainer(Workspace(config, QuietReporter()), tiny_teacher, features)
+
+    # fewer questions than are drawn, so that the averages are over all of them
+    averages = unit_means(tiny_teacher.decoder, make_sample(tiny_teacher, noise_pages(4, 0)))
+    plan = Plan.parse("M0:3 C3[1]")
+    for compensate, means in ((False, None), (True, averages)):
+        made = trainer(compensate).student(plan, 0, 1).decoder.state_dict()
+        expected = build_student(tiny_teacher, plan, compensate=means).decoder.state_dict()
+        for name, weights in expected.items():
+            torch.testing.assert_close(made[name], weights, atol=1e-6, rtol=0)
+    assert "averages" not in trainer(compensate=False).objective(1)
+    assert trainer(compensate=False).objective(1) != trainer(compensate=True).objective(1)

@@ -29,6 +29,7 @@ from circuitsearch.core.cost import ScopeCost, cost, sublayer_cost
 from circuitsearch.core.errors import InfeasibleError
 from circuitsearch.core.files import record_fields, seed_from
 from circuitsearch.core.plan import Plan
+from circuitsearch.discovery.sample import Sample
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.teacher.loading import Teacher
@@ -105,6 +106,11 @@ class Case:
         count = len(self.features.examples)
         rng = random.Random(seed_from("calibration", self.features.key, self.seed))
         return tuple(rng.sample(range(count), min(count, self.most_questions)))
+
+    @property
+    def sample(self) -> Sample:
+        """The calibration questions as the sample that discovery runs on."""
+        return self.features.sample(self.questions, self.teacher.device)
 
     def fits(self, plan: Plan) -> bool:
         """Whether a plan keeps the budget; whether it reads the page is not looked at."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuitsearch.core.components import SubLayer
-from circuitsearch.core.files import content_hash
-from circuitsearch.discovery.sample import Sample
 from circuitsearch.students.features.reader import FeatureBatch
 from circuitsearch.teacher.decoders import Memory, ResidualDecoder
 
 from .base import Case
 
-__all__ = ["Seen", "batches", "observed", "real", "sample_of"]
+__all__ = ["Seen", "batches", "observed", "real"]
 
 _BATCH = 16
 
@@ -67,19 +64,3 @@ def observed(view: ResidualDecoder, case: Case) -> Iterator[Seen]:
                 after = x + view.project(sublayer, units)
                 yield Seen(sublayer, x, units, after, there, memory)
                 x = after
-
-
-def sample_of(case: Case) -> Sample:
-    """Return the calibration questions as the sample that discovery runs on."""
-    asked = sorted(case.questions)
-    rows = [case.features.examples[index] for index in asked]
-    pages = sorted({row.page for row in rows})
-    place = {page: index for index, page in enumerate(pages)}
-    return Sample(
-        rows=tuple(replace(row, page=place[row.page]) for row in rows),
-        states=case.features.states(pages).to(case.teacher.device),
-        documents=tuple(case.features.pages[row.page].document for row in rows),
-        batch_size=_BATCH,
-        pad_id=case.features.pad_id,
-        fingerprint=content_hash([case.features.key, asked]),
-    )

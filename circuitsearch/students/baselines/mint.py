@@ -24,7 +24,6 @@ from circuitsearch.core.plan import Keep, Plan
 from circuitsearch.discovery.lens.heads import head_statistics
 
 from .base import Case, Proposal
-from .calibration import sample_of
 
 __all__ = ["SIBLINGS", "hand_made", "mint"]
 
@@ -76,7 +75,7 @@ def _with_heads(case: Case) -> list[Proposal]:
     sizes = (nine, six, three)
     if not any(case.fits(_plan(pair, sizes, in_order)) for pair in SIBLINGS):
         return []
-    table = head_statistics(case.teacher.decoder, sample_of(case))
+    table = head_statistics(case.teacher.decoder, case.sample)
     orders: dict[SubLayer, tuple[int, ...]] = {}
     for name in (*table.keep_order("S"), *table.keep_order("C")):
         head = Head.parse(name)

@@ -17,7 +17,6 @@ from circuitsearch.core.components import SubLayer
 from circuitsearch.discovery.attribution.taylor import taylor_neurons, taylor_scores
 
 from .base import Case, Proposal, by_cost, proposal, remove
-from .calibration import sample_of
 from .unit_scores import unit_scores
 
 __all__ = ["taylor"]
@@ -30,7 +29,7 @@ def taylor(case: Case, form: str) -> tuple[Proposal, ...]:
         case: what is pruned.
         form: `weights` or `gate`.
     """
-    view, sample = case.teacher.decoder, sample_of(case)
+    view, sample = case.teacher.decoder, case.sample
     table = taylor_scores(view, sample, form=form)
     means = table.means()
     passes = round(table.passes * sample.examples)

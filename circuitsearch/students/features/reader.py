@@ -7,18 +7,22 @@ copies; the operating system keeps what is read often in memory. `features` writ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from circuitsearch.core.files import content_hash
+from circuitsearch.discovery.sample import Sample
 from circuitsearch.students.features.shards import open_shard
 from circuitsearch.students.features.targets import TeacherRows
 from circuitsearch.teacher.documents.collate import Batch, Example, collate
 from circuitsearch.teacher.documents.records import Page
 
 __all__ = ["FeatureBatch", "Features"]
+
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,21 @@ class Features:
         batch = collate([self.examples[index] for index in chosen], self.pad_id)
         pages, rows = torch.unique(batch.pages, return_inverse=True)
         return FeatureBatch(batch, self.states(pages), rows, self.teacher_logits(chosen))
+
+    def sample(self, example_indices: Sequence[int], device: torch.device) -> Sample:
+        """Return some examples, in page order, as the sample that discovery runs on."""
+        asked = sorted(example_indices)
+        rows = [self.examples[index] for index in asked]
+        pages = sorted({row.page for row in rows})
+        place = {page: index for index, page in enumerate(pages)}
+        return Sample(
+            rows=tuple(replace(row, page=place[row.page]) for row in rows),
+            states=self.states(pages).to(device),
+            documents=tuple(self.pages[row.page].document for row in rows),
+            batch_size=_BATCH,
+            pad_id=self.pad_id,
+            fingerprint=content_hash([self.key, asked]),
+        )
 
 
 def _spans(rows: Sequence[Example], page_shard: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -1,4 +1,7 @@
-"""What students reach from the teacher's and from the elastic teacher's weights, by steps.
+"""What students reach from different beginnings, by steps.
+
+They begin with the teacher's weights, with these and removed parts at their means, or with the
+elastic teacher's weights.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/students/starts.py --work FOLDER --budget 31
         --plans "S0 C0 S1 S2 C3" --steps 300 1200 3000 --seeds 0 1 2 --out results/students/starts
@@ -30,7 +33,11 @@ from circuitsearch.progress import reporter
 from circuitsearch.stages.searching import best_of
 from circuitsearch.workspace import Workspace
 
-STARTS = ("teacher", "elastic")
+STARTS = {
+    "teacher": "distill.start=teacher",
+    "means": "distill.compensate=true",
+    "elastic": "distill.start=elastic",
+}
 
 
 def main() -> None:
@@ -41,7 +48,7 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", required=True)
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 1200, 3000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=[*STARTS])
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     options = parser.parse_args()
     file = options.out.with_suffix(".json")
@@ -49,7 +56,7 @@ def main() -> None:
     lines = {
         start: Pipeline(
             Workspace(
-                search_at(options.budget, options.work, f"distill.start={start}"),
+                search_at(options.budget, options.work, STARTS[start]),
                 reporter(quiet=False),
             )
         )
@@ -105,11 +112,13 @@ def _row(line: Pipeline, plan: Plan, start: str, steps: int, seed: int) -> dict[
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the result as Markdown."""
     lines = [
-        "# Students from the teacher's and from the elastic teacher's weights",
+        "# What students begin with",
         "",
         "Made by `tests/benchmarks/students/starts.py`. ANLS on fresh pages and its share of the "
-        "teacher's, mean and standard deviation over seeds. *Questions*: those trained on, and "
-        "with the elastic teacher's own where students begin with it.",
+        "teacher's, mean and standard deviation over seeds. Students begin with the weights of the "
+        "*teacher*, with these and removed parts at their *means* (`distill.compensate`), or with "
+        "those of the *elastic* teacher. *Questions*: those trained on, and with the elastic "
+        "teacher's own where students begin with it.",
     ]
     for name, entry in sorted(found.items()):
         groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
