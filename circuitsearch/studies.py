@@ -71,8 +71,9 @@ def check_there(url: str) -> None:
     parsed = storage_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         raise StorageError(
-            f"Storage {parsed.database}: there is no such file; give the folder of a search that "
-            "was run, or its database"
+            f"Storage {parsed.database}: there is no such file; a search makes it when its study "
+            "begins, behind scores and rankings: go on with `circuitsearch run`, or give the "
+            "folder of a search that came as far, or its database"
         )
 
 

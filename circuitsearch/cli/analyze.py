@@ -16,7 +16,6 @@ from .shell import (
     emit,
     on_interrupt,
     people,
-    quiet_libraries,
 )
 
 __all__ = ["analyze_command"]
@@ -37,7 +36,6 @@ def analyze_command(
 
     Run again, it goes on where it stopped.
     """
-    quiet_libraries()
     from circuitsearch import stages
     from circuitsearch.workspace import CONFIG_FILE
 

@@ -12,7 +12,7 @@ from circuitsearch.api import cost
 from circuitsearch.core.cost import ACCOUNTINGS, Cost, Generation
 from circuitsearch.core.errors import ConfigError, choice_problem
 
-from .shell import Json, command, emit, quiet_libraries
+from .shell import Json, command, emit
 
 __all__ = ["cost_command"]
 
@@ -37,7 +37,6 @@ def cost_command(
     """Show parameters and multiply-adds of a plan per scope and sub-layer."""
     if accounting not in ACCOUNTINGS:
         raise ConfigError(choice_problem("--accounting", accounting, ACCOUNTINGS))
-    quiet_libraries()
     spent = cost(plan, teacher, accounting=accounting, prompt=prompt, passes=passes)
     if json:
         emit(spent.to_json())

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from circuitsearch import __version__
 
-from .shell import Json, command, emit, quiet_libraries
+from .shell import Json, command, emit
 
 __all__ = ["doctor_command"]
 
@@ -26,7 +26,6 @@ _PACKAGES = ("torch", "transformers", "optuna", "networkx", "numpy", "scipy", "d
 @command
 def doctor_command(json: Json = False) -> None:
     """Check the installation: versions, device, threads, disk, the shipped teacher."""
-    quiet_libraries()
     facts = _facts()
     checks = {name: _outcome(check) for name, check in _CHECKS.items()}
     if json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Json, command, emit, people, quiet_libraries
+from .shell import Json, command, emit, people
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,6 @@ def export_command(
 
     With --check the exit code is 1 where an answer or a logit differs.
     """
-    quiet_libraries()
     asked = _questions(check, question, pages)
     # loading a student needs its classes registered with the Auto classes
     import circuitsearch.students  # noqa: F401

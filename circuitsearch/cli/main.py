@@ -27,7 +27,7 @@ from .search import (
     search_command,
     validate_command,
 )
-from .shell import command
+from .shell import command, settle_libraries
 
 __all__ = ["app", "main"]
 
@@ -86,6 +86,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    settle_libraries()
     if context.invoked_subcommand not in _ON_SEVERAL_PROCESSES:
         here().refuse(f"circuitsearch {context.invoked_subcommand}")
 

@@ -20,7 +20,6 @@ from .shell import (
     emit,
     on_interrupt,
     people,
-    quiet_libraries,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def open_pipeline(
     path: Path, overrides: list[str] | None, quiet: bool, *, claim: bool = True
 ) -> Pipeline:
     """Return the pipeline of a search file, its folder claimed; nothing has run yet."""
-    quiet_libraries()
     from circuitsearch.api import Search
 
     search = Search(path, overrides or (), quiet=quiet)
@@ -69,7 +67,6 @@ def join_study(
     quiet: bool,
 ) -> str:
     """Work on a study by the configuration that is stored with it; return why it ended."""
-    quiet_libraries()
     import optuna
     import yaml
 
@@ -160,7 +157,6 @@ def validate_command(
     quiet: Quiet = False,
 ) -> None:
     """Check and price a search without running it: plans, costs, trainings, disk, time."""
-    quiet_libraries()
     from circuitsearch.api import Search
 
     facts = Search(search, override or (), quiet=quiet).validate(measure=measure)

@@ -28,7 +28,7 @@ __all__ = [
     "command",
     "emit",
     "people",
-    "quiet_libraries",
+    "settle_libraries",
 ]
 
 P = ParamSpec("P")
@@ -96,8 +96,14 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-def quiet_libraries() -> None:
-    """Silence progress bars and chatter of libraries; call before they are imported."""
+def settle_libraries() -> None:
+    """Set what libraries read from the environment when they are imported; call before that.
+
+    What the user has set stays. Progress bars and chatter are off. A thread of GNU OpenMP that
+    waits for the others sleeps soon: by default it spins for a while, and where another process
+    wants the core a training step takes many times as long (`results/cli/waiting.md`).
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, people, quiet_libraries
+from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, people
 
 if TYPE_CHECKING:
     from circuitsearch.core.measurement import Measurement
@@ -170,7 +170,6 @@ def answer_command(
     json: Json = False,
 ) -> None:
     """Answer a question about a page; the answer is all that is printed."""
-    quiet_libraries()
     from circuitsearch.answer import answer_question
 
     answer = answer_question(str(student), image, question)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .shell import Json, Quiet, command, emit, on_interrupt, people, quiet_libraries
+from .shell import Json, Quiet, command, emit, on_interrupt, people
 
 __all__ = ["app"]
 
@@ -32,7 +32,6 @@ def train(
 
     Run again, it resumes from the last saved state.
     """
-    quiet_libraries()
     from circuitsearch.progress import reporter
     from circuitsearch.teacher.training import TeacherRecipe
     from circuitsearch.teacher_study import study_teacher
@@ -54,7 +53,6 @@ def test(
     quiet: Quiet = False,
 ) -> None:
     """Answer questions on freshly rendered pages by greedy generation and show the ANLS."""
-    quiet_libraries()
     from circuitsearch.progress import reporter
     from circuitsearch.teacher.loading import load_teacher
     from circuitsearch.teacher_study import test_teacher

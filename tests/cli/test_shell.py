@@ -77,6 +77,22 @@ def test_no_help_imports_what_is_slow() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}])
+def test_commands_set_what_libraries_read_before_torch_is_imported(given: dict[str, str]) -> None:
+    code = (
+        "import os, sys\nfrom circuitsearch.cli.main import app\n"
+        "before = 'torch' in sys.modules\n"
+        "app(['cost', '--teacher', 'shipped', '--plan', 'C0', '--json'], standalone_mode=False)\n"
+        "print(before, os.environ['GOMP_SPINCOUNT'], file=sys.stderr)\n"
+    )
+    set_by_others = {name: text for name, text in environment().items() if "GOMP" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=set_by_others | given, cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr.split() == ["False", given.get("GOMP_SPINCOUNT", "2000")]
+
+
 @pytest.mark.parametrize(
     ("words", "named"), [(["validat"], "validate"), (["validate", "--jsn", "x"], "--json")]
 )
