@@ -104,15 +104,20 @@ class Workspace:
         fits = isinstance(stored, dict) and stored.get("key") == content_hash(key)
         return stored if fits else None
 
-    def write_config(self) -> None:
+    def write_config(self, *, beside: bool = False) -> None:
         """Write the resolved configuration into the folder, unless another search lives there.
+
+        Args:
+            beside: Whether what is done stands beside the search (one plan distilled, a checkpoint
+                measured): the search's own configuration, where there is one, then stays as it is,
+                so that `resume` goes on with the same search.
 
         Raises:
             ConfigError: If the folder belongs to a search of another name.
         """
-        self.processes.on_main(self._write_config)
+        self.processes.on_main(lambda: self._write_config(beside))
 
-    def _write_config(self) -> None:
+    def _write_config(self, beside: bool) -> None:
         path = self.folder / CONFIG_FILE
         if path.exists():
             name = load_config(path).name
@@ -121,6 +126,8 @@ class Workspace:
                     f"output: {self.folder} holds the search {name!r}, this one is "
                     f"{self.config.name!r}; choose another output folder or remove that one"
                 )
+            if beside:
+                return
         header = (
             f"# circuitsearch run {path}\n# resolved configuration, every default spelled out\n"
         )

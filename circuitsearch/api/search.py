@@ -86,13 +86,16 @@ class Search:
         return Pipeline(self.work)
 
     @contextmanager
-    def _claimed(self, *, several: bool = False) -> Iterator[Pipeline]:
-        """Give the pipeline while no other process works in the folder, `several` of one job."""
+    def _claimed(self, *, several: bool = False, beside: bool = False) -> Iterator[Pipeline]:
+        """Give the pipeline while no other process works in the folder, `several` of one job.
+
+        `beside` is `Workspace.write_config`'s.
+        """
         if not several:
             self.work.processes.refuse("Search")
         lock = self.work.claim()
         try:
-            self.work.write_config()
+            self.work.write_config(beside=beside)
             yield self.pipeline
         finally:
             lock.release()
@@ -115,7 +118,7 @@ class Search:
         from circuitsearch import stages
 
         # as in the command: another process may run the search meanwhile
-        self.work.write_config()
+        self.work.write_config(beside=True)
         line = self.pipeline
         given = self.work, line.teacher, line.pages, line.space
         facts = stages.preview(*given) | stages.price(*given)
@@ -257,7 +260,7 @@ class Search:
         chosen = Plan.parse(plan) if isinstance(plan, str) else plan
 
         def distilled() -> Measurement:
-            with self._claimed(several=True) as line:
+            with self._claimed(several=True, beside=True) as line:
                 return stages.distill_plan(
                     self.work.processes.main_first(lambda: line.trainer),
                     chosen,
@@ -299,7 +302,7 @@ class Search:
 
         if split not in ("select", "final"):
             raise ConfigError(choice_problem("split", split, ("select", "final")))
-        with self._claimed() as line:
+        with self._claimed(beside=True) as line:
             rule: AnlsRule | None = "strict" if strict else None
             return stages.evaluate(line.trainer, str(student), split, rule)
 

@@ -77,7 +77,8 @@ def _questions(
     if is_search:
         from .search import open_pipeline
 
-        chosen = open_pipeline(check, None, quiet=True, claim=False).pages["final"][:count]
+        pipeline = open_pipeline(check, None, quiet=True, claim=False, beside=True)
+        chosen = pipeline.pages["final"][:count]
         asked = [(i, one.text) for i, page in enumerate(chosen) for one in page.questions]
         return [page.image() for page in chosen], asked
     if not question:

@@ -45,15 +45,23 @@ _claims: list[Any] = []  # locks, held as long as the process lives
 
 
 def open_pipeline(
-    path: Path, overrides: list[str] | None, quiet: bool, *, claim: bool = True
+    path: Path,
+    overrides: list[str] | None,
+    quiet: bool,
+    *,
+    claim: bool = True,
+    beside: bool = False,
 ) -> Pipeline:
-    """Return the pipeline of a search file, its folder claimed; nothing has run yet."""
+    """Return the pipeline of a search file, its folder claimed; nothing has run yet.
+
+    `beside` is `Workspace.write_config`'s.
+    """
     from circuitsearch.api import Search
 
     search = Search(path, overrides or (), quiet=quiet)
     if claim:
         _claims.append(search.work.claim())
-    search.work.write_config()
+    search.work.write_config(beside=beside)
     on_interrupt(f"circuitsearch resume {search.folder}")
     return search.pipeline
 

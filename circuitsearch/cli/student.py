@@ -56,7 +56,7 @@ def distill_command(
 
     def distilled() -> Measurement:
         chosen = Plan.parse(plan)
-        pipeline = open_pipeline(search, override, quiet)
+        pipeline = open_pipeline(search, override, quiet, beside=True)
         # refuses before any page is read
         chosen.fitted(here().main_first(lambda: pipeline.teacher).shape.decoder)
         from circuitsearch import stages

@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.students.replacements import FITTED
 from circuitsearch.students.saving.checkpoint import save_student
 
 from .reporting import card_facts
@@ -46,10 +48,19 @@ def distill_plan(
 
     Raises:
         PlanError: If the plan does not fit the teacher's decoder.
+        ConfigError: If it replaces sub-layers by what the search does not fit.
         TrainingError: If the training fails.
         StorageError: If the folder cannot be written.
     """
     chosen = plan.fitted(trainer.teacher.shape.decoder)
+    offered = trainer.config.space.replacements
+    missing = {keep.replacement for _, keep in chosen.kept if keep.replacement in FITTED}
+    if missing := missing.difference(offered):
+        asked = ", ".join(sorted({*offered, *missing}))
+        raise ConfigError(
+            f"Plan {str(chosen)!r}: nothing is fitted for {', '.join(sorted(missing))}; set "
+            f"space.replacements to [{asked}] in the search file or by -o"
+        )
     taken = steps or trainer.config.distill.steps
     used = trainer.config.seed if seed is None else seed
     model = trainer.student(chosen, used, taken)

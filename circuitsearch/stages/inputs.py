@@ -96,7 +96,7 @@ def fit(work: Workspace, teacher: Teacher, features: Features) -> Replacements |
         with work.say.stage("fitting replacements"):
             sublayers = teacher.decoder.sublayers
             fit_replacements(teacher.decoder, features, sublayers, names=names).save(path)
-    return Replacements.load(path)
+    return Replacements.load(path).to(teacher.device)
 
 
 def documents(work: Workspace, teacher: Teacher) -> dict[str, list[Page]]:

@@ -18,14 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuitsearch.core.answers import AnlsRule, Answers, read_answers, read_header
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import canonical_json, read_json, write_text
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.students.scoring import rescored, scores_of
+from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["FINAL_USES", "FinalUses", "by_rule", "find_kept", "one_run", "weights_of"]
+__all__ = [
+    "FINAL_USES",
+    "FinalUses",
+    "by_rule",
+    "find_kept",
+    "one_run",
+    "reading_problems",
+    "trained_as",
+    "weights_of",
+]
 
 FINAL_USES = "final_uses.jsonl"
 """Name of the count in a search's folder."""
@@ -107,6 +118,31 @@ def weights_of(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def reading_problems(model: Any, teacher: Teacher) -> list[str]:
+    """Return why a model cannot be asked with a teacher's cached states and tokens."""
+    other = teacher.model
+    problems = []
+    for name, what in (("d_model", "width of the decoder"), ("vocab_size", "vocabulary")):
+        here, there = (getattr(one.decoder.config, name) for one in (model, other))
+        if here != there:
+            problems.append(f"{what} {here}, the search's teacher has {there}")
+    own, wanted = _reading(model), _reading(other)
+    if own.keys() != wanted.keys() or any(
+        own[name].shape != wanted[name].shape or not own[name].equal(wanted[name]) for name in own
+    ):
+        problems.append(
+            "its encoder is not that of the search's teacher, whose states it would be given; "
+            "use the search that it was distilled in, or name its teacher in the search file"
+        )
+    return problems
+
+
+def _reading(model: Any) -> dict[str, Tensor]:
+    """Return the tensors through which a model reads a page, but for the decoder's."""
+    state = model.state_dict()
+    return {name: one for name, one in state.items() if not name.startswith("decoder.")}
+
+
 def one_run(path: Path) -> Answers:
     """Read the answers kept beside a measurement.
 
@@ -142,6 +178,21 @@ def find_kept(
         except (DataError, KeyError, TypeError):
             continue  # a damaged file is an unfinished measurement
     return None
+
+
+def trained_as(folder: Path, *, plan_hash: str, teacher: str, weights: str) -> tuple[int, int]:
+    """Return seed and steps of the training that made these weights; zeros where none is known.
+
+    The arguments are those of `find_kept`, of all splits.
+    """
+    for path in sorted(folder.glob(f"{plan_hash}-*.jsonl")):
+        try:
+            head = read_header(path)
+        except DataError:
+            continue  # a damaged file is an unfinished measurement
+        if (head.teacher, head.weights) == (teacher, weights) and head.steps:
+            return head.seed, head.steps
+    return 0, 0
 
 
 def by_rule(

@@ -27,6 +27,7 @@ from circuitsearch.progress import QuietReporter
 from circuitsearch.search.elastic import plan_of_step
 from circuitsearch.search.knapsack import solve
 from circuitsearch.search.space import Space
+from circuitsearch.students.baselines import BASELINES
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import prepare_features
 from circuitsearch.students.student import build_student
@@ -101,12 +102,14 @@ def trainings(work: Workspace) -> dict[str, dict[str, int]]:
     full = config.final.steps or steps
     compared = 1 + config.exhaustive.top + len(config.baselines)
     compared += min(config.exhaustive.top, config.exhaustive.short)
+    # of several plans of one method, each is distilled with the first seed, one with all
+    tried = sum(BASELINES[name].most - 1 for name in config.baselines)
     counts = {
         "elastic teacher": (int(config.elastic.steps > 0), config.elastic.steps),
         "search": (config.search.trainings, steps),
         "promotion": (config.search.promote, full),
         "exhaustive baseline": (config.exhaustive.short, steps),
-        "final comparison": (compared * len(config.final.seeds), full),
+        "final comparison": (compared * len(config.final.seeds) + tried, full),
     }
     return {
         name: {"trainings": count, "steps": each} for name, (count, each) in counts.items() if count

@@ -201,6 +201,4 @@ def preview(
             "plan": str(plan),
             **{name: shown(name, amount) for name, amount in used.items()},
         },
-        "trainings": config.search.trainings
-        + len(config.final.seeds) * (config.exhaustive.top + 1),
     }

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitsearch.config import SearchConfig
+from circuitsearch.config import GenerationConfig, SearchConfig
 from circuitsearch.core.answers import AnlsRule, Answers, write_answers
-from circuitsearch.core.errors import DataError
+from circuitsearch.core.errors import ConfigError, DataError, raise_together
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
@@ -29,7 +29,15 @@ from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
-from .kept_answers import FinalUses, by_rule, find_kept, one_run, weights_of
+from .kept_answers import (
+    FinalUses,
+    by_rule,
+    find_kept,
+    one_run,
+    reading_problems,
+    trained_as,
+    weights_of,
+)
 from .speeds import with_speed
 from .weights import recipe_of, train_once
 
@@ -126,9 +134,13 @@ class StudentTrainer:
         }
 
     def _beginning(self) -> dict[str, Any]:
-        """Return what decides the elastic teacher's weights, beside teacher and pages."""
+        """Return what decides the elastic teacher's weights, beside teacher and pages.
+
+        The scores order heads and weigh units.
+        """
         told = self._config.to_json()
-        return {name: told[name] for name in ("elastic", "budget", "generation", "space", "seed")}
+        names = ("elastic", "budget", "generation", "space", "seed", "scores", "data")
+        return {name: told[name] for name in names}
 
     def student(self, plan: Plan, seed: int, steps: int, build: Build | None = None) -> Any:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
@@ -249,6 +261,9 @@ class StudentTrainer:
         features = self._features[split]
         key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase, source]
         key += (build or Build()).key
+        # the costs beside the quality are those of so long a prompt and answer
+        generation = self._config.generation
+        key += [] if generation == GenerationConfig() else [generation.model_dump(mode="json")]
         name = f"measurements/{plan.hash}-{seed}-{steps}-{split}-{content_hash(key)}"
 
         def compute() -> dict[str, Any]:
@@ -298,25 +313,22 @@ class StudentTrainer:
         """Measure a model from elsewhere on a split, once; the same weights are served from file.
 
         A checkpoint does not say how long it was trained: seed and steps are 0 unless the search
-        has measured this very student itself.
+        has measured this very student itself, on any split.
         """
         weights, features = weights_of(model), self._features[split]
         plan = plan.fitted(self.teacher.shape.decoder)
-        kept = find_kept(
-            self._config.work / "measurements",
-            plan_hash=plan.hash,
-            split=split,
-            teacher=self.teacher.fingerprint,
-            pages=features.key,
-            weights=weights,
-        )
+        folder = self._config.work / "measurements"
+        who = {"teacher": self.teacher.fingerprint, "weights": weights}
+        kept = find_kept(folder, plan_hash=plan.hash, split=split, pages=features.key, **who)
         if kept is not None:
             return kept
-        key = ["checkpoint", self.teacher.fingerprint, features.key, plan.hash, weights]
+        seed, steps = trained_as(folder, plan_hash=plan.hash, **who)
+        key: list[Any] = ["checkpoint", self.teacher.fingerprint, features.key, plan.hash, weights]
+        key += [seed, steps] if steps else []
         name = f"measurements/{plan.hash}-checkpoint-{split}-{content_hash(key)}"
 
         def compute() -> dict[str, Any]:
-            about = {"phase": "full", "source": "checkpoint"}
+            about = {"phase": "full", "source": "checkpoint", "seed": seed, "steps": steps}
             return self._examined(model, plan, split, name, about, "evaluate").to_json()
 
         return self._with_answers(compute, name, key)
@@ -353,12 +365,14 @@ def evaluate(
         The measurement and the answers behind it.
 
     Raises:
-        ConfigError: If the folder holds no student.
+        ConfigError: If the folder holds no student, or that of another teacher.
     """
     if student == "teacher":
         made, answers = trainer.answered_teacher(split)
     else:
-        model = load_student(student)
+        model = load_student(student).to(trainer.teacher.device)
+        problems = reading_problems(model, trainer.teacher)
+        raise_together(problems, ConfigError, f"Student {student!r}")
         made, answers = trainer.judged(model, plan_of(model), split)
     parses = trainer.teacher.tokens.prompt.parses
     return by_rule(made, answers, rule or trainer.rule, parses=parses)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import DataError
+from circuitsearch.core.files import write_bytes
 from circuitsearch.processes import ALONE, Processes
 from circuitsearch.students.training.distill import DistillRecipe
 from circuitsearch.students.training.presets import PRESETS
@@ -57,6 +58,7 @@ def train_once(
 
     Raises:
         DataError: If the file is damaged or holds another student's weights.
+        StorageError: If the file cannot be written.
     """
     if not processes.on_main(path.exists):
         state = path.with_suffix(".state")
@@ -78,7 +80,5 @@ def train_once(
 def _keep(view: Any, path: Path, state: Path) -> None:
     """Write what a view has learned, and remove its training state."""
     weights = {name: p.detach().contiguous() for name, p in trainable(view).items()}
-    temporary = path.with_suffix(".tmp")
-    save_file(weights, temporary)
-    temporary.replace(path)
+    write_bytes(path, save(weights))
     state.unlink(missing_ok=True)

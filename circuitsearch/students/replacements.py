@@ -95,6 +95,18 @@ class Replacements:
         """
         write_bytes(path, save(self._tensors(), metadata={"format": _FORMAT}))
 
+    def to(self, device: torch.device) -> Replacements:
+        """Return the same numbers on a device."""
+        means = {sublayer: mean.to(device) for sublayer, mean in self.means.items()}
+        maps = {
+            sublayer: Affine(
+                one.weight.to(device), None if one.bias is None else one.bias.to(device)
+            )
+            for sublayer, one in self.maps.items()
+        }
+        tokens = {sublayer: table.to(device) for sublayer, table in self.tokens.items()}
+        return Replacements(means, maps, tokens)
+
     @classmethod
     def load(cls, path: str | Path) -> Replacements:
         """Read what `save` wrote; the numbers are on the CPU.

@@ -285,7 +285,11 @@ def _processor(folder: Path) -> Any:
 
 
 def _settle_ids(folder: Path, model: Any, tokens: TeacherTokens) -> None:
-    """Check special ids against the tokenizer and fill in those that config.json leaves open."""
+    """Check special ids against the tokenizer and fill in those that config.json leaves open.
+
+    The unknown token is no text and never an answer (Donut forbids it, too): where the checkpoint
+    does not forbid it, every way to answer does, a student's and ONNX's too.
+    """
     problems = []
     rows = model.decoder.get_input_embeddings().num_embeddings
     largest = max(tokens.tokenizer.get_vocab().values())
@@ -300,3 +304,7 @@ def _settle_ids(folder: Path, model: Any, tokens: TeacherTokens) -> None:
     for holder in (model.config, model.generation_config):
         holder.pad_token_id, holder.eos_token_id = tokens.pad_id, tokens.eos_id
         holder.decoder_start_token_id = start
+    unknown = tokens.tokenizer.unk_token_id
+    words = list(model.generation_config.bad_words_ids or ())
+    if unknown is not None and [unknown] not in words:
+        model.generation_config.bad_words_ids = [*words, [unknown]]

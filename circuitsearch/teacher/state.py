@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from circuitsearch.core.errors import DataError
+from circuitsearch.core.errors import DataError, StorageError
 
 __all__ = ["load_state", "save_state"]
 
@@ -37,6 +38,9 @@ def save_state(
         parameters: Trainable parameters by name.
         optimizer: An Adam-family optimizer over exactly these parameters.
         facts: Stored as metadata, returned by `load_state`.
+
+    Raises:
+        StorageError: The file cannot be written; an older one is untouched.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
@@ -45,10 +49,19 @@ def save_state(
             value = optimizer.state.get(parameter, {}).get(moment)
             if value is not None:
                 tensors[f"{moment}/{name}"] = torch.as_tensor(value).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata=dict(facts))
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # to the file at once: bytes in memory would be a third copy of the weights
+        save_file(tensors, temporary, metadata=dict(facts))
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # its folder may be what is wrong
+            temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"Cannot write the training state {str(path)!r}: {error}. "
+            "Check that the folder is writable and has free space."
+        ) from error
 
 
 def load_state(

@@ -14,9 +14,10 @@ def work(tmp_path):
     return _workspace(tmp_path / "out", "trial")
 
 
-def _workspace(folder, name):
+def _workspace(folder, name, **changes):
+    budget = [{"quantity": "macs", "limit": "50%"}]
     config = SearchConfig.model_validate(
-        {"name": name, "output": folder, "budget": [{"quantity": "macs", "limit": "50%"}]}
+        {"name": name, "output": folder, "budget": budget, **changes}
     )
     return Workspace(config, QuietReporter())
 
@@ -64,6 +65,19 @@ def test_the_resolved_configuration_is_written_and_guards_the_folder(work):
     assert load_config(work.folder / CONFIG_FILE) == work.config
     with pytest.raises(ConfigError, match="holds the search 'trial'"):
         _workspace(work.folder, "other").write_config()
+
+
+def test_what_stands_beside_a_search_leaves_its_configuration(work):
+    def changed():
+        return _workspace(work.folder, "trial", seed=7)
+
+    changed().write_config(beside=True)  # nothing is there yet
+    assert load_config(work.folder / CONFIG_FILE).seed == 7
+    work.write_config()
+    changed().write_config(beside=True)
+    assert load_config(work.folder / CONFIG_FILE) == work.config
+    with pytest.raises(ConfigError, match="holds the search 'trial'"):
+        _workspace(work.folder, "other").write_config(beside=True)
 
 
 def test_one_process_at_a_time(work):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from circuitsearch import stages
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.answers import read_answers
-from circuitsearch.core.errors import DataError
+from circuitsearch.core.cost import Generation, cost
+from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
@@ -19,9 +22,11 @@ from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.students.saving.checkpoint import load_student, save_student
 from circuitsearch.students.scoring import scores_of
-from circuitsearch.teacher.loading import Teacher
+from circuitsearch.students.student import build_student
+from circuitsearch.teacher.loading import Teacher, load_teacher
 from circuitsearch.workspace import Workspace
 from tests.student_fixtures import noise_pages
+from tests.tiny import tiny_checkpoint
 
 PLAN, OTHER = Plan.parse("C1 C3"), Plan.parse("M0 C3")
 STEPS = 2
@@ -173,3 +178,47 @@ def test_a_damaged_count_is_refused_not_overwritten(
         with pytest.raises(DataError, match="line 1"):
             final(trainer(tmp_path, tiny_teacher, features))
         assert path.read_text() == f"{bad}\n"
+
+
+def test_a_checkpoint_measured_on_other_pages_is_known_by_seed_and_steps(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    """`distill` measures on the pages to choose on; several seeds are then compared on others."""
+    one = trainer(tmp_path / "out", tiny_teacher, features)
+    for seed in (0, 4):
+        one.measured(PLAN, "user", seed=seed, steps=STEPS, split="select", phase="full")
+        folder = save_student(one.student(PLAN, seed, STEPS), tiny_teacher, tmp_path / str(seed))
+        made, answers = stages.evaluate(one, str(folder), "final")
+        assert (made.seed, made.steps) == (answers.seed, answers.steps) == (seed, STEPS)
+        assert made.source == "checkpoint"
+    assert [seed for _, seed, _ in used(tmp_path / "out")] == [0, 4]
+
+
+def test_a_student_of_another_teacher_is_refused(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    """Its own encoder would never be asked: the states are cached."""
+    one = trainer(tmp_path / "out", tiny_teacher, features)
+    student = copy.deepcopy(one.student(PLAN, 0, STEPS))
+    with torch.no_grad():
+        next(student.encoder.parameters()).add_(1.0)
+    folder = save_student(student, tiny_teacher, tmp_path / "student")
+    with pytest.raises(ConfigError, match="its encoder is not that of the search's teacher"):
+        stages.evaluate(one, str(folder), "select")
+    wide = load_teacher(str(tiny_checkpoint(tmp_path / "wide", d_model=64)))
+    folder = save_student(build_student(wide, PLAN), wide, tmp_path / "of the other")
+    with pytest.raises(ConfigError, match="width of the decoder") as refused:
+        stages.evaluate(one, str(folder), "select")
+    assert "its encoder" in str(refused.value)  # both faults at once
+
+
+def test_costs_are_those_of_the_search_files_generation(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    """A measurement that was kept for answers of another length is not served."""
+    short = {"prompt": 10, "passes": 5}
+    for generation in (Generation(), Generation(**short), Generation()):
+        told = {"prompt": generation.prompt, "passes": generation.passes}
+        one = trainer(tmp_path, tiny_teacher, features, generation=told)
+        made = one.measured(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
+        assert made.cost["paper"] == cost(PLAN, tiny_teacher.shape, "paper", generation).to_json()

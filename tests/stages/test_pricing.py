@@ -86,6 +86,13 @@ def test_disk_and_trainings_are_those_of_the_run(search: Path, tmp_path: Path) -
     }
 
 
+def test_of_several_plans_of_one_method_all_are_trained_once(search: Path) -> None:
+    search.write_text(search.read_text().replace("[wanda]", "[wanda, random, mint]"))
+    # 12 as above, a row with two seeds for each, and the others of 20 draws and of 6 siblings
+    found = trainings(_pipeline(search).work)["final comparison"]
+    assert found["trainings"] == 12 + 2 + 2 + 19 + 5
+
+
 def test_random_features_have_the_shapes_of_real_ones(
     tiny_teacher: Teacher, tmp_path: Path
 ) -> None:

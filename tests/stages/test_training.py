@@ -15,6 +15,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.discovery.ablation import unit_means
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.progress import QuietReporter
+from circuitsearch.stages.distilling import distill_plan
 from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.stages.weights import recipe_of
 from circuitsearch.students.features import prepare_features
@@ -130,6 +131,14 @@ def test_students_may_begin_with_the_elastic_teachers_weights(
             torch.testing.assert_close(made[name], weights, atol=1e-6, rtol=0)
     assert "start" not in trainer("teacher").objective(1)
     assert trainer("elastic").objective(1)["start"]["elastic"]["steps"] == 3
+    scored = trainer("elastic")
+    settings = scored.config.scores.model_copy(update={"metric": "margin"})
+    other = StudentTrainer(
+        Workspace(scored.config.model_copy(update={"scores": settings}), QuietReporter()),
+        tiny_teacher,
+        features,
+    )
+    assert other.objective(1) != scored.objective(1)  # scores order heads and weigh units
     with pytest.raises(ValueError, match=r"distill.start: asks for the elastic teacher"):
         SearchConfig.model_validate(
             {**trainer("elastic").config.to_json(), "elastic": {"steps": 0}, "search": {}}
@@ -158,3 +167,15 @@ def test_students_may_begin_with_removed_parts_at_their_means(
             torch.testing.assert_close(made[name], weights, atol=1e-6, rtol=0)
     assert "averages" not in trainer(compensate=False).objective(1)
     assert trainer(compensate=False).objective(1) != trainer(compensate=True).objective(1)
+
+
+def test_a_replacement_that_is_not_fitted_is_refused_with_the_key_to_set(
+    tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    trainer = StudentTrainer(
+        Workspace(_config(tmp_path / "search"), QuietReporter()), tiny_teacher, {}
+    )
+    for text, named in (("M0=mean C3", "mean"), ("S0=linear M0=mean C3", "linear, mean")):
+        with pytest.raises(ConfigError) as refused:
+            distill_plan(trainer, Plan.parse(text), tmp_path / "mine", search=Path("a.yaml"))
+        assert f"set space.replacements to [{named}]" in str(refused.value)

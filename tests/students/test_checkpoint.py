@@ -403,3 +403,11 @@ def test_the_cards_own_example_runs(tiny_teacher: Teacher, folder: Path, tmp_pat
     ids = torch.tensor([tiny_teacher.tokens.prompt_ids("What is the total?")])
     expected = load_student(folder).generate(pixels, decoder_input_ids=ids)
     assert torch.equal(names["ids"], expected)
+
+
+def test_the_working_folder_is_a_folder_like_others(
+    tiny_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_student(build_student(tiny_teacher, PLAN), tiny_teacher, ".")
+    assert plan_of(load_student(tmp_path)) == PLAN

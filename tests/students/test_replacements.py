@@ -382,3 +382,11 @@ def test_measured_like_any_student(student, tiny_teacher: Teacher, tiny_features
     assert made.loss == pytest.approx(sum(labels) / len(labels), abs=1e-5)
     cost = made.cost["cached"]["scopes"]["decoder"]["parameters"]
     assert cost == sum(p.numel() for n, p in student.decoder.named_parameters() if ".layers." in n)
+
+
+def test_all_numbers_move_to_a_device(fitted: Replacements) -> None:
+    moved = fitted.to(torch.device("meta"))
+    found = [*moved.means.values(), *moved.tokens.values()]
+    found += [part for one in moved.maps.values() for part in (one.weight, one.bias)]
+    assert len(found) == 4 * len(CHOSEN)
+    assert {one.device.type for one in found if one is not None} == {"meta"}

@@ -336,3 +336,16 @@ def test_missing_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_unusable_device(tiny_folder: Path, device: str) -> None:
     with pytest.raises(ConfigError, match="cpu"):
         load_teacher(str(tiny_folder), device)
+
+
+def test_the_unknown_token_is_no_answer(folder: Path) -> None:
+    """Whoever generates obeys this: the teacher, its students, the ONNX files."""
+    unknown = AutoTokenizer.from_pretrained(folder).unk_token_id
+    assert load_teacher(folder).model.generation_config.bad_words_ids == [[unknown]]
+    told = folder / "generation_config.json"
+    edit(told, lambda content: content.update(bad_words_ids=[[4, 5]]))
+    assert load_teacher(folder).model.generation_config.bad_words_ids == [[4, 5], [unknown]]
+    edit(
+        folder / "generation_config.json", lambda told: told.update(bad_words_ids=[[unknown], [6]])
+    )
+    assert load_teacher(folder).model.generation_config.bad_words_ids == [[unknown], [6]]

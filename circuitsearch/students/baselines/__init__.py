@@ -18,9 +18,9 @@ from .finercut import finercut
 from .magnitude import magnitude, magnitude_unstructured
 from .masks import Masks, masked
 from .minitron import minitron
-from .mint import mint
+from .mint import SIBLINGS, mint
 from .puzzle import puzzle
-from .random_plans import random_plans
+from .random_plans import DRAWS, random_plans
 from .shortgpt import shortgpt, shortgpt_sublayers
 from .taylor import taylor
 from .units import widths
@@ -41,6 +41,7 @@ class Baseline:
         kind: `plan` (one student), `plans` (several, the paper's own choice first; may be none),
             `draws` (several at random, none of them special), `masks` (single weights).
         propose: gives the students to distil.
+        most: how many these are at most.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Baseline:
     rule: str
     kind: Literal["plan", "plans", "draws", "masks"]
     propose: Callable[[Case], tuple[Proposal, ...]]
+    most: int = 1
 
 
 _PUZZLE = "largest sum of replace-one worths, by integer program"
@@ -169,6 +171,7 @@ _ROWS = (
         "units in random order, as long as they fit",
         "draws",
         random_plans,
+        DRAWS,
     ),
     Baseline(
         "mint",
@@ -177,6 +180,7 @@ _ROWS = (
         "the paper's plans and their siblings, where they fit",
         "plans",
         mint,
+        len(SIBLINGS),
     ),
 )
 

@@ -14,14 +14,14 @@ from circuitsearch.core.files import seed_from
 from .base import Case, Proposal, fill, proposal
 from .units import Kept
 
-__all__ = ["random_plans"]
+__all__ = ["DRAWS", "random_plans"]
 
-_DRAWS = 20
+DRAWS = 20
 _TRIES = 20
 """Draws per plan: a small space may hold fewer different ones."""
 
 
-def random_plans(case: Case, draws: int = _DRAWS) -> tuple[Proposal, ...]:
+def random_plans(case: Case, draws: int = DRAWS) -> tuple[Proposal, ...]:
     """Propose different random plans, fewer where the budget allows no more.
 
     Raises:

@@ -66,7 +66,7 @@ def export_onnx(teacher: Teacher, folder: str | Path, *, opset: int = OPSET) -> 
         StorageError: the folder cannot be written.
     """
     _check(teacher, opset)
-    target = Path(folder)
+    target = Path(folder).resolve()  # `.` has no name of its own
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.mkdir(parents=True)

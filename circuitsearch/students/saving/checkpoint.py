@@ -67,7 +67,7 @@ def save_student(
         ConfigError: if the model is no student.
         StorageError: if the folder cannot be written.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()  # `.` has no name of its own
     plan_of(model)
     problems = stock_problems(model.decoder.config) if stock == "auto" else []
     plain = stock == "auto" and not problems
