@@ -50,26 +50,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     data, lines = read(text, str(path))
     origins = {place: f"line {line}" for place, line in lines.items()}
-    for override in overrides:
-        place = _override(data, override)
-        origins = {one: origins[one] for one in origins if one[: len(place)] != place}
-        origins[place] = f"override {override!r}"
-    return check_config(data, str(path), origins)
+    return check_config(data, str(path), overrides, origins)
 
 
 def check_config(
-    data: Mapping[str, Any], where: str, origins: Mapping[Location, str] | None = None
+    data: dict[str, Any],
+    where: str,
+    overrides: Sequence[str] = (),
+    origins: Mapping[Location, str] | None = None,
 ) -> SearchConfig:
     """Check a search.
 
     Args:
-        data: As read from YAML.
+        data: As read from YAML; overrides are put into it.
         where: What is being read, for messages.
+        overrides: See `load_config`.
         origins: Where a key was given, e.g. `line 4`, by its location.
 
     Raises:
         ConfigError: Naming every fault with its key and origin.
     """
+    origins = dict(origins or {})
+    for override in overrides:
+        place = _override(data, override)
+        origins = {one: origins[one] for one in origins if one[: len(place)] != place}
+        origins[place] = f"override {override!r}"
     try:
         return SearchConfig.model_validate(data)
     except ValidationError as error:
@@ -77,7 +82,7 @@ def check_config(
         for fault in error.errors():  # every alternative of a type has a fault of its own
             place = _located(tuple(fault["loc"]), data, added=fault["type"] == "missing")
             found.setdefault(place, []).append(fault)
-        faults = [_describe(*one, data, origins or {}) for one in found.items()]
+        faults = [_describe(*one, data, origins) for one in found.items()]
         raise_together(faults, ConfigError, where)
         raise  # unreachable: a ValidationError has at least one fault
 

@@ -13,7 +13,7 @@ from circuitsearch.core.errors import ConfigError, StorageError
 from circuitsearch.search.storage.connection import close_storage, open_storage, storage_url
 from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.transfer import list_studies
-from circuitsearch.workspace import CONFIG_FILE
+from circuitsearch.workspace import config_in
 
 __all__ = ["check_there", "open_database", "search_file", "study_named", "view_study"]
 
@@ -45,7 +45,7 @@ def search_file(where: str) -> Path | None:
     """Return the search file that a place is or holds, None where it is a database.
 
     Raises:
-        ConfigError: If the place is a folder without one.
+        ConfigError: See `workspace.config_in`.
     """
     place = Path(where)
     if "://" in where:
@@ -54,12 +54,7 @@ def search_file(where: str) -> Path | None:
         return place
     if not place.is_dir():
         return None
-    if not (place / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"{where}: no {CONFIG_FILE} there; give a search file, the output folder of a search, "
-            "an SQLite file or a database URL"
-        )
-    return place / CONFIG_FILE
+    return config_in(place)
 
 
 def check_there(url: str) -> None:

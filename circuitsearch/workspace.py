@@ -21,10 +21,33 @@ from circuitsearch.core.files import content_hash, read_json, write_json, write_
 from circuitsearch.processes import ALONE, Processes
 from circuitsearch.progress import Reporter
 
-__all__ = ["CONFIG_FILE", "Workspace"]
+__all__ = ["CONFIG_FILE", "Workspace", "config_in"]
 
 CONFIG_FILE = "search.yaml"
 """The resolved configuration inside a search's folder."""
+
+
+def config_in(folder: Path) -> Path:
+    """Return the resolved configuration in a search's output folder.
+
+    Raises:
+        ConfigError: If there is none, or it is that of a search in another place (the folder was
+            moved or copied, or its name is relative to another working folder): going on there
+            would be another search.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(
+            f"{folder}: no {CONFIG_FILE} there; give the output folder of a search that was run, a "
+            "search file or, to read a study, its database"
+        )
+    output = load_config(path).output
+    if output.resolve() != folder.resolve():
+        raise ConfigError(
+            f"{folder}: {path} says output: {output}, from here {output.resolve()}; run the "
+            f"command where the search was run or, if it was moved, set output: {folder} there"
+        )
+    return path
 
 
 @dataclass(frozen=True)

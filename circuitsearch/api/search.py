@@ -57,14 +57,15 @@ class Search:
         from circuitsearch.configfile import load_config
         from circuitsearch.processes import here
         from circuitsearch.progress import reporter
-        from circuitsearch.workspace import CONFIG_FILE, Workspace
+        from circuitsearch.workspace import CONFIG_FILE, Workspace, config_in
 
         if isinstance(search, SearchConfig):
             if overrides:
                 raise ConfigError("overrides: they win over a file; change the settings instead")
             self.config, self.path = search, search.output / CONFIG_FILE
         else:
-            self.path = _file_of(Path(search), CONFIG_FILE)
+            path = Path(search)
+            self.path = config_in(path) if path.is_dir() else path
             self.config = load_config(self.path, overrides)
         self._overrides = tuple(overrides)
         said = reporter(quiet=quiet or not here().is_main)
@@ -315,14 +316,3 @@ class Search:
         from circuitsearch import stages
 
         return stages.outputs(self.work)
-
-
-def _file_of(path: Path, name: str) -> Path:
-    """Return the search file that a path means: itself, or the one in an output folder."""
-    if not path.is_dir():
-        return path
-    if not (path / name).exists():
-        raise ConfigError(
-            f"{path}: no {name} there; give the output folder of a search that was run"
-        )
-    return path / name

@@ -6,6 +6,8 @@ Every stage keeps its result, so the commands share work: `score` followed by `r
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +64,7 @@ def open_pipeline(
     if claim:
         _claims.append(search.work.claim())
     search.work.write_config(beside=beside)
-    on_interrupt(f"circuitsearch resume {search.folder}")
+    on_interrupt(shlex.join(["circuitsearch", *sys.argv[1:]]))
     return search.pipeline
 
 
@@ -76,16 +78,14 @@ def join_study(
 ) -> str:
     """Work on a study by the configuration that is stored with it; return why it ended."""
     import optuna
-    import yaml
 
     from circuitsearch import stages
-    from circuitsearch.configfile import load_config
+    from circuitsearch.configfile import check_config
     from circuitsearch.core.errors import ConfigError
-    from circuitsearch.core.files import write_text
     from circuitsearch.pipeline import Pipeline
     from circuitsearch.progress import reporter
     from circuitsearch.search.study import Study
-    from circuitsearch.workspace import CONFIG_FILE, Workspace
+    from circuitsearch.workspace import Workspace
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = Study.attach(storage, name, stages.versions())
@@ -97,10 +97,9 @@ def join_study(
     folder = output or Path(f"{study.config['output']}-worker-{os.getpid()}")
     given = {**study.config, "output": str(folder)}
     given["search"] = {**given["search"], "storage": url}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG_FILE, yaml.safe_dump(given, sort_keys=False))
-    work = Workspace(load_config(folder / CONFIG_FILE, overrides or []), reporter(quiet=quiet))
+    work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
     _claims.append(work.claim())
+    work.write_config()
     return stages.join(work, study, Pipeline(work).trainer)
 
 
@@ -134,6 +133,7 @@ def resume_command(
 
 
 def _finish(pipeline: Pipeline, json: bool) -> None:
+    on_interrupt(f"circuitsearch resume {pipeline.work.folder}")
     result = pipeline.run()
     if json:
         emit(result)

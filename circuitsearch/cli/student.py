@@ -116,7 +116,7 @@ def evaluate_command(
     if images is not None and questions is None:
         problems.append("--images: belongs to --questions")
     raise_together(problems, ConfigError, "evaluate")
-    pipeline = open_pipeline(search, override, quiet)
+    pipeline = open_pipeline(search, override, quiet, beside=True)
     if questions is not None and submission is not None:
         _answer_file(pipeline, student, questions, images, submission, json)
     else:

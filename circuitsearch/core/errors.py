@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "InfeasibleError",
     "PlanError",
+    "StoppedError",
     "StorageError",
     "TrainingError",
     "choice_problem",
@@ -68,6 +69,12 @@ class TrainingError(CircuitSearchError):
     """One trial failed (for example a loss that is not finite); the study goes on."""
 
     exit_code = 1
+
+
+class StoppedError(CircuitSearchError):
+    """The study was asked to stop before it was finished."""
+
+    exit_code = 130
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def _case(work: Workspace, teacher: Teacher, features: Features, space: Space) -
     """Return the task of all baselines."""
     coarse = space.choices.attention == "whole" and not space.choices.widths
     choices = Choices() if coarse else Choices("heads", widths(teacher.shape.decoder))
-    own = Space(teacher.shape, space.budget, choices)
+    counted = [limit for limit in space.budget.limits if not limit.measured]
+    own = Space(teacher.shape, replace(space.budget, limits=tuple(counted)), choices)
 
     def best(worths: Mapping[str, float]) -> Plan:
         bits = solve([worths[name] for name in own.names], own)

@@ -10,7 +10,7 @@ import optuna
 import torch
 
 from circuitsearch import __version__
-from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.errors import ConfigError, StoppedError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import Work
@@ -163,12 +163,18 @@ def _teller(
 
 
 def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
-    """Distil the study's best plans in full; return the phase, or the study when none are asked."""
-    count, steps = work.config.search.promote, work.config.final.steps
-    if count == 0 or steps is None:
+    """Distil the study's best plans in full; return the phase, or the study when none are asked.
+
+    Raises:
+        StoppedError: The study is asked to stop, so there is nothing to hand over yet.
+    """
+    if study.stopping():
+        raise _stopped(work)
+    settings, steps = work.config.search, work.config.final.steps
+    if settings.promote == 0 or steps is None:
         return study
     phase = study.phase(PROMOTED, trainer.objective(steps))
-    chosen = _ranked(study)[:count]
+    chosen = _ranked(study)[: settings.promote]
 
     def evaluate(plan: Plan, source: str) -> Measurement:
         return trainer.measured(
@@ -178,10 +184,29 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
     sources = {trial.plan_hash: trial.source for trial in study.trials()}
     plans = [(Plan.parse(one.plan), sources[one.plan_hash]) for one in chosen]
     admit = admission(work, trainer.teacher, study.space)
+    # those promoted before more plans were found stay, and count
+    earlier = {made.plan_hash for made in phase.measurements()}
+    trainings = len(earlier.union(one.plan_hash for one in chosen))
     with work.say.budget(f"full distillation of the best {len(plans)}") as spent:
-        tell = _teller(work, phase, len(plans), spent)
-        phase.run(evaluate, len(plans), plans, tell, admit=admit, resume=True)
+        ending = phase.run(
+            evaluate,
+            trainings,
+            plans,
+            _teller(work, phase, trainings, spent),
+            admit=admit,
+            max_failures=settings.max_failures,
+            lease=settings.lease_seconds,
+        )
+    if ending is Ending.STOPPED:
+        raise _stopped(work)
     return phase
+
+
+def _stopped(work: Workspace) -> StoppedError:
+    return StoppedError(
+        f"Search {work.config.name!r} was stopped before it was finished; go on with: "
+        f"circuitsearch resume {work.folder}"
+    )
 
 
 def _ranked(study: Study) -> list[Measurement]:

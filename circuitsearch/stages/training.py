@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from circuitsearch.config import GenerationConfig, SearchConfig
 from circuitsearch.core.answers import AnlsRule, Answers, write_answers
+from circuitsearch.core.cost import ACCOUNTINGS, cost
 from circuitsearch.core.errors import ConfigError, DataError, raise_together
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
@@ -139,8 +140,10 @@ class StudentTrainer:
         The scores order heads and weigh units.
         """
         told = self._config.to_json()
-        names = ("elastic", "budget", "generation", "space", "seed", "scores", "data")
-        return {name: told[name] for name in names}
+        names = ("elastic", "budget", "generation", "space", "seed", "scores")
+        # how pages are dealt; what they hold is in the features' keys, wherever the files lie
+        dealt = {name: value for name, value in told["data"].items() if not isinstance(value, str)}
+        return {**{name: told[name] for name in names}, "data": dealt}
 
     def student(self, plan: Plan, seed: int, steps: int, build: Build | None = None) -> Any:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
@@ -333,6 +336,13 @@ class StudentTrainer:
 
         return self._with_answers(compute, name, key)
 
+    def priced(self, made: Measurement) -> Measurement:
+        """Return a measurement with the costs of this search's generation."""
+        generation, shape = self._config.generation.counted(), self.teacher.shape
+        plan = Plan.parse(made.plan)
+        spent = {one: cost(plan, shape, one, generation).to_json() for one in ACCOUNTINGS}
+        return replace(made, cost=spent)
+
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
         """Return how well the teacher answers the questions of a split, with the answers."""
         whole = Plan.full(self.teacher.shape.decoder.layers)
@@ -374,5 +384,6 @@ def evaluate(
         problems = reading_problems(model, trainer.teacher)
         raise_together(problems, ConfigError, f"Student {student!r}")
         made, answers = trainer.judged(model, plan_of(model), split)
+        made = trainer.priced(made)
     parses = trainer.teacher.tokens.prompt.parses
     return by_rule(made, answers, rule or trainer.rule, parses=parses)

@@ -13,13 +13,14 @@ a student has to keep (`discovery.analyses.plan_rule`).
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from circuitsearch.core.errors import ConfigError, PlanError
-from circuitsearch.core.files import write_json
+from circuitsearch.core.files import content_hash, write_json
 from circuitsearch.core.findings import Finding
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
@@ -184,10 +185,14 @@ def replaced_worths(
     }
     plans = [full, *skipped.values(), *replaced.values()]
 
+    fitted = None if replacements is None else replacements.fingerprint
+    key = ["replaced", teacher.fingerprint, features.key, [str(plan) for plan in plans], fitted]
+    folder = work.config.work / f"replaced-{content_hash(key)}"
+
     def compute() -> dict[str, float]:
         walk = Walk(teacher.decoder, features, replacements=replacements)
         with work.say.stage("measuring replacements") as tell:
-            losses = plan_losses(walk, plans, work.config.work / "replaced", tell)
+            losses = plan_losses(walk, plans, folder, tell)
         found = dict(zip(plans, losses, strict=True))
         clean = found[full]
         return {
@@ -195,9 +200,8 @@ def replaced_worths(
             for name, some in gone.items()
         }
 
-    fitted = None if replacements is None else replacements.fingerprint
-    key = ["replaced", teacher.fingerprint, features.key, [str(plan) for plan in plans], fitted]
     worths: dict[str, float] = work.kept("replaced", key, compute)
+    shutil.rmtree(folder, ignore_errors=True)
     return worths
 
 

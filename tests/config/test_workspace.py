@@ -6,7 +6,7 @@ from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import load_config
 from circuitsearch.core.errors import ConfigError, StorageError
 from circuitsearch.progress import QuietReporter
-from circuitsearch.workspace import CONFIG_FILE, Workspace
+from circuitsearch.workspace import CONFIG_FILE, Workspace, config_in
 
 
 @pytest.fixture
@@ -86,3 +86,15 @@ def test_one_process_at_a_time(work):
         _workspace(work.folder, "trial").claim()
     lock.release()
     _workspace(work.folder, "trial").claim().release()
+
+
+def test_a_folder_that_is_elsewhere_than_its_configuration_says_is_refused(work, monkeypatch):
+    """Going on there would begin another search, or stop one that is not meant."""
+    work.write_config()
+    assert config_in(work.folder) == work.folder / CONFIG_FILE
+    moved = work.folder.with_name("moved")
+    work.folder.rename(moved)
+    with pytest.raises(ConfigError, match=r"if it was moved, set output: .*moved there"):
+        config_in(moved)
+    with pytest.raises(ConfigError, match=r"no search\.yaml there"):
+        config_in(moved.parent)

@@ -222,3 +222,16 @@ def test_costs_are_those_of_the_search_files_generation(
         one = trainer(tmp_path, tiny_teacher, features, generation=told)
         made = one.measured(PLAN, "user", seed=0, steps=STEPS, split="select", phase="short")
         assert made.cost["paper"] == cost(PLAN, tiny_teacher.shape, "paper", generation).to_json()
+
+
+def test_a_checkpoint_costs_what_this_searchs_generation_says(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    """Its answers are served from file; how long a prompt is counted is no part of them."""
+    for passes in (34, 5):
+        told = {"prompt": 10, "passes": passes}
+        one = trainer(tmp_path / "out", tiny_teacher, features, generation=told)
+        folder = save_student(one.student(PLAN, 0, STEPS), tiny_teacher, tmp_path / "student")
+        made, _ = stages.evaluate(one, str(folder), "select")
+        expected = cost(PLAN, tiny_teacher.shape, "cached", Generation(**told))
+        assert made.cost["cached"] == expected.to_json()

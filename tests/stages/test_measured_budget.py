@@ -36,7 +36,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return seen
 
 
-def pipeline(folder: Path, teacher: Path, *budget: dict[str, str], trainings: int = 3) -> Pipeline:
+def pipeline(
+    folder: Path,
+    teacher: Path,
+    *budget: dict[str, str],
+    trainings: int = 3,
+    baselines: tuple[str, ...] = (),
+) -> Pipeline:
     config = SearchConfig.model_validate(
         {
             "name": "quick",
@@ -49,6 +55,7 @@ def pipeline(folder: Path, teacher: Path, *budget: dict[str, str], trainings: in
             "distill": {"steps": 2, "batch": 4},
             "exhaustive": {"top": 1},
             "search": {"trainings": trainings, "warm_edges": 0},
+            "baselines": list(baselines),
         }
     )
     return Pipeline(Workspace(config, QuietReporter()))
@@ -117,3 +124,15 @@ def test_figures_of_another_machine_are_not_compared(
     monkeypatch.setattr(speeds, "where", lambda device: "another machine")
     with pytest.raises(ConfigError, match="this is another machine, whose figures are not compar"):
         admission(made.work, made.teacher, made.space)
+
+
+def test_baselines_are_compared_under_the_limits_that_shapes_decide(
+    tmp_path: Path, tiny_folder: Path, measured: Counter[str]
+) -> None:
+    limits = [{"quantity": "memory", "limit": "99%"}, {"quantity": "parameters", "limit": "60%"}]
+    made = pipeline(tmp_path, tiny_folder, *limits, baselines=("magnitude",))
+    rows = {row.name: row for row in made.rows}
+    assert list(rows) == ["teacher", "T1", "magnitude", "best"]
+    assert rows["magnitude"].parameters_share <= 0.6
+    bare = pipeline(tmp_path / "bare", tiny_folder, limits[0])
+    assert bare.baselines == []

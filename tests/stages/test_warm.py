@@ -73,6 +73,10 @@ def test_worths_of_replacements_predict_the_loss_of_their_plan(
     worths = replaced_worths(work, tiny_teacher, space, tiny_features, fitted)
     assert set(worths) == {unit.name for unit in space.units if unit.alone}
 
+    other = any_replacements(tiny_teacher.shape.decoder, seed=1)
+    assert replaced_worths(work, tiny_teacher, space, tiny_features, other) != worths
+    assert replaced_worths(work, tiny_teacher, space, tiny_features, fitted) == worths
+
     def loss(plan: Plan) -> float:
         view = residual_decoder(build_student(tiny_teacher, plan, replacements=fitted))
         return float(answer_loss_of(view, tiny_features).double().mean())
