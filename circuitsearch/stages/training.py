@@ -340,7 +340,9 @@ class StudentTrainer:
         """Return a measurement with the costs of this search's generation."""
         generation, shape = self._config.generation.counted(), self.teacher.shape
         plan = Plan.parse(made.plan)
-        spent = {one: cost(plan, shape, one, generation).to_json() for one in ACCOUNTINGS}
+        spent: dict[str, Any] = {
+            one: cost(plan, shape, one, generation).to_json() for one in ACCOUNTINGS
+        }
         return replace(made, cost=spent)
 
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
