@@ -143,7 +143,7 @@ def _line(
 ) -> str:
     plan, start, steps = key
     values = [row["quality"] for row in rows]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     mean, teacher, first = statistics.fmean(values), entry["teacher"], rows[0]
     asked = f"{steps * entry['batch']:,}"
     if start == "elastic":
@@ -151,7 +151,7 @@ def _line(
         asked += f" (+ {shared:,})"
     return (
         f"| `{plan}` | {100 * first['parameters']:.2f} % | {100 * first['macs']:.1f} % | {start} | "
-        f"{steps:,} | {asked} | {mean:.3f} ± {spread:.3f} (n = {len(values)}) | "
+        f"{steps:,} | {asked} | {mean:.3f}{spread} (n = {len(values)}) | "
         f"{100 * mean / teacher:.1f} % |"
     )
 
