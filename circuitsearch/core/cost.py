@@ -73,6 +73,7 @@ __all__ = [
     "cost",
     "entry_cost",
     "fixed_costs",
+    "recorded_costs",
     "sublayer_cost",
     "unembedding_macs",
     "unit_costs",
@@ -359,6 +360,13 @@ def cost(
         "total": embedded + fixed["encoder"],
     }
     return Cost(accounting, generation, str(plan), scopes, kept, fixed)
+
+
+def recorded_costs(
+    plan: Plan, shape: TeacherShape, generation: Generation | None = None
+) -> dict[str, Any]:
+    """Return `Cost.to_json()` by accounting, as a measurement keeps it; see `cost`."""
+    return {str(one): cost(plan, shape, one, generation).to_json() for one in ACCOUNTINGS}
 
 
 def _whole(kind: Kind, decoder: DecoderShape) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from circuitsearch.config import GenerationConfig, SearchConfig
 from circuitsearch.core.answers import AnlsRule, Answers, write_answers
-from circuitsearch.core.cost import ACCOUNTINGS, cost
+from circuitsearch.core.cost import recorded_costs
 from circuitsearch.core.errors import ConfigError, DataError, raise_together
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
@@ -338,11 +338,8 @@ class StudentTrainer:
 
     def priced(self, made: Measurement) -> Measurement:
         """Return a measurement with the costs of this search's generation."""
-        generation, shape = self._config.generation.counted(), self.teacher.shape
-        plan = Plan.parse(made.plan)
-        spent: dict[str, Any] = {
-            one: cost(plan, shape, one, generation).to_json() for one in ACCOUNTINGS
-        }
+        generation = self._config.generation.counted()
+        spent = recorded_costs(Plan.parse(made.plan), self.teacher.shape, generation)
         return replace(made, cost=spent)
 
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:

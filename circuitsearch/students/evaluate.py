@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitsearch.core.answers import AnlsRule, Answer
 from circuitsearch.core.components import SubLayer
-from circuitsearch.core.cost import ACCOUNTINGS, Generation, cost
+from circuitsearch.core.cost import Generation, recorded_costs
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
@@ -170,9 +170,6 @@ def examine(
         rows = answer_rows(features, said, losses.tolist(), rule=rule)
         scored = scores_of(rows, parses=teacher.tokens.prompt.parses, seed=seed, draws=draws)
     lengths = [len(row.ids) - row.prompt for row in features.examples]
-    costs: dict[str, Any] = {
-        one: cost(plan, teacher.shape, one, generation).to_json() for one in ACCOUNTINGS
-    }
     made = Measurement(
         plan=str(plan),
         plan_hash=plan.hash,
@@ -183,7 +180,7 @@ def examine(
         seed=seed,
         steps=steps,
         source=source,
-        cost=costs,
+        cost=recorded_costs(plan, teacher.shape, generation),
         checkpoint=checkpoint,
         seconds=seconds + time.perf_counter() - started,
         **scored,
