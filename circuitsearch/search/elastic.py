@@ -11,8 +11,9 @@ that a training can be resumed. Rules are rows of `RULES`, one function each:
     weighted  plans of large worth more often: P ~ exp(z), z the standardised sum of unit worths
     even      every unit is kept equally often, as far as the budget allows: P ~ exp(sum of h_u over
               kept units u), with h fitted to that. Under `uniform` a dear unit is kept at few
-              steps, and plans with it are adapted less than others. Units that stand for a whole
-              beginning (`C0=token`) count as one together: they exclude each other
+              steps, and plans with it are adapted less than others. Of numbers of heads and of
+              widths, every number is. Units that stand for a whole beginning (`C0=token`) count as
+              one together: they exclude each other
 
 A space of more than `LISTED` plans is never listed. There, a plan is drawn by taking units in
 random order as long as they fit (`drawn`), which favours plans that use up the budget; `weighted`
@@ -170,11 +171,21 @@ def _even(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
 def _even_parts(space: Space) -> NDArray[np.float64]:
     """Return how often each unit is kept when a common one is kept once; shape [units].
 
+    Of a chain (numbers of heads, widths) all levels are equally frequent: step k of n is kept at n
+    - k + 1 of the n. Kept equally often, the steps would hardly ever be told apart.
+
     Units that stand for a whole beginning exclude each other and the whole beginning. Each of them
     kept as often as any other unit would leave hardly anything kept, so they share one's turn.
     """
     prefixes = sum(unit.prefix for unit in space.units)
-    return np.array([1 / prefixes if unit.prefix else 1.0 for unit in space.units])
+    shares = []
+    for part in space.parts:
+        steps = sum(not unit.alone for unit in part.units)
+        for place, unit in enumerate(part.units):
+            in_chain = not (part.free or unit.alone)
+            share = 1 - place / steps if in_chain else 1.0
+            shares.append(1 / prefixes if unit.prefix else share)
+    return np.array(shares)
 
 
 def _even_heights(space: Space, seed: int) -> list[float]:

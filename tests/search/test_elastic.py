@@ -124,6 +124,19 @@ def test_even_keeps_dear_units_as_often_as_cheap_ones() -> None:
     assert _dear_share(drawn_from, "even") == pytest.approx(1.0, abs=0.15)
 
 
+@pytest.mark.parametrize("limit", ["40%", "90%"])
+def test_even_trains_every_number_of_heads_and_neurons(limit: str) -> None:
+    heads = {f"{kind}{layer}": (0, 1, 2, 3) for kind in "SC" for layer in range(4)}
+    space = make_space(limit, choices=Choices("counts", widths=(4, 8, 12), heads=heads))
+    assert space.count() > elastic.LISTED
+    plans = plan_of_step("even", space, 0)
+    bits = np.array([space.bits(plans(step)) for step in range(1200)])
+    levels = np.stack([bits[:, list(part.indices)].sum(1) for part in space.parts], axis=1)
+    shares = [(levels == level).mean() for level in range(1, 5)]
+    assert max(shares) < 2 * min(shares)
+    assert shares[0] < 2 * np.mean(shares)
+
+
 def test_draws_of_a_huge_space_differ_in_size_and_fill_a_tight_budget() -> None:
     wide = [len(drawn(make_space(choices=HUGE), seed).kept) for seed in range(100)]
     assert min(wide) <= 3
