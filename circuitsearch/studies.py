@@ -10,7 +10,12 @@ from optuna.storages import RDBStorage
 
 from circuitsearch.configfile import load_config
 from circuitsearch.core.errors import ConfigError, StorageError
-from circuitsearch.search.storage.connection import close_storage, open_storage, storage_url
+from circuitsearch.search.storage.connection import (
+    close_storage,
+    is_there,
+    open_storage,
+    storage_url,
+)
 from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.transfer import list_studies
 from circuitsearch.workspace import config_in
@@ -63,10 +68,9 @@ def check_there(url: str) -> None:
     Raises:
         StorageError: If it does not.
     """
-    parsed = storage_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+    if not is_there(url):
         raise StorageError(
-            f"Storage {parsed.database}: there is no such file; a search makes it when its study "
+            f"Storage {storage_url(url).database}: there is no such file; a search makes it when its study "
             "begins, behind scores and rankings: go on with `circuitsearch run`, or give the "
             "folder of a search that came as far, or its database"
         )

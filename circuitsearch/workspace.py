@@ -130,6 +130,9 @@ class Workspace:
     def write_config(self, *, beside: bool = False) -> None:
         """Write the resolved configuration into the folder, unless another search lives there.
 
+        A study that has begun keeps its configuration until it accepts this one
+        (`accept_config`): should it refuse, `resume` still goes on with what it is about.
+
         Args:
             beside: Whether what is done stands beside the search (one plan distilled, a checkpoint
                 measured): the search's own configuration, where there is one, then stays as it is,
@@ -137,21 +140,43 @@ class Workspace:
 
         Raises:
             ConfigError: If the folder belongs to a search of another name.
+            StorageError: If the study's database fails.
         """
         self.processes.on_main(lambda: self._write_config(beside))
 
-    def _write_config(self, beside: bool) -> None:
+    def accept_config(self) -> None:
+        """Write the configuration that the study goes on with."""
+        self.processes.on_main(self._store_config)
+
+    def _store_config(self) -> None:
         path = self.folder / CONFIG_FILE
-        if path.exists():
-            name = load_config(path).name
-            if name != self.config.name:
-                raise ConfigError(
-                    f"output: {self.folder} holds the search {name!r}, this one is "
-                    f"{self.config.name!r}; choose another output folder or remove that one"
-                )
-            if beside:
-                return
         header = (
             f"# circuitsearch run {path}\n# resolved configuration, every default spelled out\n"
         )
         write_text(path, header + dump_config(self.config))
+
+    def _write_config(self, beside: bool) -> None:
+        path = self.folder / CONFIG_FILE
+        if path.exists():
+            there = load_config(path)
+            if there.name != self.config.name:
+                raise ConfigError(
+                    f"output: {self.folder} holds the search {there.name!r}, this one is "
+                    f"{self.config.name!r}; choose another output folder or remove that one"
+                )
+            if beside or there == self.config or self._has_study():
+                return
+        self._store_config()
+
+    def _has_study(self) -> bool:
+        # imported here: most commands that write a configuration need no database
+        from circuitsearch.search.storage.connection import close_storage, is_there, open_storage
+        from circuitsearch.search.storage.transactions import find_study
+
+        if not is_there(self.config.database):
+            return False
+        storage = open_storage(self.config.database)
+        try:
+            return find_study(storage, self.config.name) is not None
+        finally:
+            close_storage(storage)

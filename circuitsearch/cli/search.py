@@ -133,7 +133,6 @@ def resume_command(
 
 
 def _finish(pipeline: Pipeline, json: bool) -> None:
-    on_interrupt(f"circuitsearch resume {pipeline.work.folder}")
     result = pipeline.run()
     if json:
         emit(result)

@@ -78,6 +78,7 @@ def search(
     """Run the study until it has distilled as many plans as asked for."""
     storage = open_storage(work.config.database)
     study = Study.open(storage, work.config.name, **_settings(work, space, prior, trainer))
+    work.accept_config()
     _run(work, study, trainer, warm, resume=True)
     return study
 
@@ -107,6 +108,7 @@ def join(work: Workspace, study: Study, trainer: StudentTrainer) -> Ending:
             f"Study {study.name!r}: this worker would measure something else "
             f"(study -> here):\n{lines}\nGive it the same teacher and data, by the same settings."
         )
+    work.accept_config()
     return _run(work, study, trainer, [], resume=False)
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from circuitsearch.config import SearchConfig
-from circuitsearch.core.errors import StoppedError
+from circuitsearch.configfile import load_config
+from circuitsearch.core.errors import ConfigError, StoppedError
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.searching import best_of
-from circuitsearch.workspace import Workspace
+from circuitsearch.workspace import CONFIG_FILE, Workspace
 
 
-def pipeline(folder: Path, teacher: Path, *, trainings: int) -> Pipeline:
+def pipeline(folder: Path, teacher: Path, *, trainings: int, steps: int = 2) -> Pipeline:
     """What a newly started process has."""
     config = SearchConfig.model_validate(
         {
@@ -24,7 +25,7 @@ def pipeline(folder: Path, teacher: Path, *, trainings: int) -> Pipeline:
             "data": {"source": "rendered", "train": 8, "score": 4, "select": 3, "final": 3},
             "budget": [{"quantity": "parameters", "limit": "60%"}],
             "elastic": {"steps": 0},
-            "distill": {"steps": 2, "batch": 4},
+            "distill": {"steps": steps, "batch": 4},
             "exhaustive": {"top": 1},
             "search": {
                 "trainings": trainings,
@@ -66,3 +67,25 @@ def test_nothing_is_handed_over_while_the_study_is_asked_to_stop(
     again = pipeline(tmp_path, tiny_folder, trainings=2)
     assert again.chosen.status().measured == 1
     assert not again.study.stopping()
+
+
+def test_a_study_keeps_its_configuration_until_it_accepts_another(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    def begun(trainings: int, steps: int = 2) -> Pipeline:
+        line = pipeline(tmp_path, tiny_folder, trainings=trainings, steps=steps)
+        line.work.write_config()
+        return line
+
+    first = begun(1, steps=1)  # no study yet: the configuration is replaced
+    line = begun(1)
+    assert load_config(tmp_path / CONFIG_FILE) == line.work.config != first.work.config
+    assert len(line.study.measurements()) == 1
+    refused = begun(2, steps=1)
+    with pytest.raises(ConfigError, match=r"distill\.steps"):
+        _ = refused.study
+    assert load_config(tmp_path / CONFIG_FILE) == line.work.config
+    more = begun(2)
+    assert load_config(tmp_path / CONFIG_FILE) == line.work.config  # not yet
+    assert len(more.study.measurements()) == 2
+    assert load_config(tmp_path / CONFIG_FILE) == more.work.config

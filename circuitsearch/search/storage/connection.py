@@ -33,6 +33,7 @@ from circuitsearch.search.storage.tables import metadata
 __all__ = [
     "READ_ONLY",
     "close_storage",
+    "is_there",
     "masked",
     "open_storage",
     "storage_errors",
@@ -101,6 +102,16 @@ def masked(url: URL | str) -> str:
         return _SECRET.sub(r"\1:***@", str(url))
     secrets = {key: "***" for key in parsed.query if "pass" in key.lower()}
     return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
+
+
+def is_there(url_or_path: str | os.PathLike[str]) -> bool:
+    """Whether there is a database to read; of a server's it is said to be.
+
+    Raises:
+        StorageError: see `storage_url`.
+    """
+    url = storage_url(url_or_path)
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
 
 
 def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) -> RDBStorage:
