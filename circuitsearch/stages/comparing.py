@@ -9,15 +9,21 @@
 A baseline that proposes several students has one row, and a note with the ANLS of all of them: the
 paper's own choice among hand-made plans, the median of random ones. The others of such a group are
 distilled with the first seed only.
+
+A training that fails (`TrainingError`) ends no comparison: its row tells the mean of the other
+seeds and says so, and a row without any training is left out, with a note at `best`. Only the
+trainings of `best` itself have to succeed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from circuitsearch.core.answers import Answers
+from circuitsearch.core.errors import TrainingError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
@@ -76,13 +82,21 @@ def compare(
         chosen: the phase whose best plan is handed over; the study itself without promotion.
         scores: of the teacher's components.
     """
+    lost: list[str] = []  # rows without a student
     entries = _exhaustive(work, trainer, untrained, study)
     for name, (method, group) in _groups(baselines).items():
-        entries[name] = _baseline(work, trainer, group, drawn=BASELINES[method].kind == "draws")
-    entries[BEST] = _best(work, untrained, study, chosen, scores)
+        with _noting(name, lost):
+            drawn = BASELINES[method].kind == "draws"
+            entries[name] = _baseline(work, trainer, group, drawn=drawn)
     runs = {"teacher": [trainer.answered_teacher()]}
     for name, entry in entries.items():
-        runs[name] = [_run(work, trainer, entry, seed) for seed in work.config.final.seeds]
+        with _noting(name, lost):
+            runs[name] = _runs(work, trainer, entry)
+    entries = {name: entry for name, entry in entries.items() if name in runs}
+    best = _best(work, untrained, study, chosen, scores)
+    best.notes += [f"a row is left out: {one}" for one in lost]
+    entries[BEST] = best
+    runs[BEST] = [_run(work, trainer, best, seed) for seed in work.config.final.seeds]
     answers = {name: [said for _, said in group] for name, group in runs.items()}
     return result_rows(
         {name: [made for made, _ in group] for name, group in runs.items()},
@@ -113,6 +127,37 @@ def _run(
     )
 
 
+def _runs(
+    work: Workspace, trainer: StudentTrainer, entry: _Entry
+) -> list[tuple[Measurement, Answers]]:
+    """Distil and ask a student with every seed, and note which training failed.
+
+    Raises:
+        TrainingError: All of them did.
+    """
+    made, failed = [], list[str]()
+    for seed in work.config.final.seeds:
+        with _noting(f"seed {seed}", failed):
+            made.append(_run(work, trainer, entry, seed))
+    if not made:
+        raise TrainingError("; ".join(failed))
+    entry.notes += _without(failed)
+    return made
+
+
+@contextmanager
+def _noting(who: str, failed: list[str]) -> Iterator[None]:
+    """Let a training inside the block fail, and note whose it was and why."""
+    try:
+        yield
+    except TrainingError as error:
+        failed.append(f"{who}: {error}")
+
+
+def _without(failed: Sequence[str]) -> list[str]:
+    return [f"a training failed and does not count: {one}" for one in failed]
+
+
 def _exhaustive(
     work: Workspace, trainer: StudentTrainer, untrained: Ranking, study: Study
 ) -> dict[str, _Entry]:
@@ -125,12 +170,15 @@ def _exhaustive(
         for place, plan in enumerate(first[: settings.top])
     }
     if settings.short:
-        tried = [trainer(plan, "exhaustive") for plan in first[: settings.short]]
+        tried, failed = [], list[str]()
+        for plan in first[: settings.short]:
+            with _noting(str(plan), failed):
+                tried.append(trainer(plan, "exhaustive"))
+        cost = SearchCost(((len(tried) + len(failed), steps),), passes)
         tried.sort(key=lambda made: (-(made.quality or 0.0), made.loss, made.plan))
-        cost = SearchCost(((len(tried), steps),), passes)
         for place, made in enumerate(tried[: settings.top]):
-            plan = Plan.parse(made.plan)
-            found[f"D{place + 1}"] = _Entry(plan, "exhaustive, short distillation", cost)
+            plan, source = Plan.parse(made.plan), "exhaustive, short distillation"
+            found[f"D{place + 1}"] = _Entry(plan, source, cost, notes=_without(failed))
     return found
 
 
@@ -177,14 +225,20 @@ def _baseline(
     if len(entries) == 1:
         return entries[0]
     seed = work.config.final.seeds[0]
-    made = [_run(work, trainer, entry, seed)[0].quality or 0.0 for entry in entries]
-    order = sorted(range(len(made)), key=lambda place: (-made[place], place))
+    made, failed = dict[int, float](), list[str]()
+    for place, entry in enumerate(entries):
+        with _noting(str(entry.plan), failed):
+            made[place] = _run(work, trainer, entry, seed)[0].quality or 0.0
+    if not made:
+        raise TrainingError("; ".join(failed))
+    order = sorted(made, key=lambda place: (-made[place], place))
     shown = entries[order[len(order) // 2] if drawn else 0]
     told = ", ".join(f"{group[place].plan} {made[place]:.3f}" for place in order)
     shown.notes.append(
         f"{len(group)} plans, shown is {'the median' if drawn else 'the first by the paper'}; "
         f"ANLS of all with seed {seed}: {told}"
     )
+    shown.notes += _without(failed)
     return shown
 
 

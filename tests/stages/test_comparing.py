@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from circuitsearch.config import SearchConfig
+from circuitsearch.core.errors import TrainingError
 from circuitsearch.core.files import read_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
@@ -110,6 +111,47 @@ def test_of_random_draws_the_median_is_shown_wherever_it_stands(
     (random,) = [one for one in rows if one.name == "random"]
     assert random.plan == plans[(best + 1) % 3]
     assert any("3 plans, shown is the median" in note for note in random.notes)
+
+
+def test_a_training_that_fails_ends_no_comparison(
+    made: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_answered, real_call = made.trainer.answered, type(made.trainer).__call__
+    mint = [str(one.plan) for name, one in made.baselines if name == "mint"]
+    (magnitude,) = [str(one.plan) for name, one in made.baselines if name == "magnitude"]
+    first = made.untrained[0][0]
+
+    def answered(plan: Plan, source: str, *, seed: int, **options: Any) -> Any:
+        broken = str(plan) == magnitude or str(plan) == mint[1] or (plan == first and seed == 1)
+        if broken and source != made.rows[-1].source:
+            raise TrainingError(f"Distillation: diverged with seed {seed}")
+        return real_answered(plan, source, seed=seed, **options)
+
+    def call(self: Any, plan: Plan, source: str) -> Any:
+        if plan == first:
+            raise TrainingError("Distillation: diverged at once")
+        return real_call(self, plan, source)
+
+    monkeypatch.setattr(made.trainer, "answered", answered)
+    monkeypatch.setattr(type(made.trainer), "__call__", call)
+    given = made.untrained, made.baselines, made.study, made.chosen, made.scores
+    rows = {one.name: one for one in compare(made.work, made.trainer, *given)}
+    assert [*rows] == [one.name for one in made.rows if one.name != "magnitude"]
+    assert rows["T1"].seeds == (0,)
+    assert rows["T1"].notes == (
+        "a training failed and does not count: seed 1: Distillation: diverged with seed 1",
+    )
+    assert rows["D1"].notes == (
+        f"a training failed and does not count: {first}: Distillation: diverged at once",
+    )
+    assert (
+        f"does not count: {mint[1]}: Distillation: diverged with seed 0" in rows["mint18"].notes[-1]
+    )
+    assert rows["mint18"].seeds == (0, 1)
+    assert rows["best"].notes == (
+        "a row is left out: magnitude: seed 0: Distillation: diverged with seed 0; "
+        "seed 1: Distillation: diverged with seed 1",
+    )
 
 
 def test_single_weights_say_that_they_are_zeros(made: Pipeline) -> None:
