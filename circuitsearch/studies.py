@@ -71,8 +71,8 @@ def check_there(url: str) -> None:
     if not is_there(url):
         raise StorageError(
             f"Storage {storage_url(url).database}: there is no such file; a search makes it when "
-            "its study begins, behind scores and rankings: go on with `circuitsearch run`, or give the "
-            "folder of a search that came as far, or its database"
+            "its study begins, behind scores and rankings: go on with `circuitsearch run`, or give "
+            "the folder of a search that came as far, or its database"
         )
 
 

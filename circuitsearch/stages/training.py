@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -201,9 +200,7 @@ class StudentTrainer:
             return None
         if self._averages is None:
             features = self._features["train"]
-            drawn = random.Random(seed_from("averages", features.key, *self._averaging))
-            count = len(features.examples)
-            asked = drawn.sample(range(count), min(count, _AVERAGED))
+            asked = features.drawn(_AVERAGED, "averages", *self._averaging)
             self._averages = unit_means(whole, features.sample(asked, self.teacher.device))
         return self._averages
 
@@ -337,10 +334,11 @@ class StudentTrainer:
         return self._with_answers(compute, name, key)
 
     def priced(self, made: Measurement) -> Measurement:
-        """Return a measurement with the costs of this search's generation."""
+        """Return a measurement with costs and, if it has one, speed of this search's generation."""
         generation = self._config.generation.counted()
         spent = recorded_costs(Plan.parse(made.plan), self.teacher.shape, generation)
-        return replace(made, cost=spent)
+        timed = made if made.speed is None else with_speed(self._work, self.teacher, made)
+        return replace(timed, cost=spent)
 
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
         """Return how well the teacher answers the questions of a split, with the answers."""

@@ -16,6 +16,7 @@ from circuitsearch.core.cost import Generation, cost
 from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.core.speed import Speed
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.kept_answers import FINAL_USES, FinalUses, weights_of
 from circuitsearch.stages.training import StudentTrainer
@@ -228,10 +229,12 @@ def test_a_checkpoint_costs_what_this_searchs_generation_says(
     tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
 ) -> None:
     """Its answers are served from file; how long a prompt is counted is no part of them."""
-    for passes in (34, 5):
+    for passes in (20, 5):
         told = {"prompt": 10, "passes": passes}
         one = trainer(tmp_path / "out", tiny_teacher, features, generation=told)
         folder = save_student(one.student(PLAN, 0, STEPS), tiny_teacher, tmp_path / "student")
         made, _ = stages.evaluate(one, str(folder), "select")
         expected = cost(PLAN, tiny_teacher.shape, "cached", Generation(**told))
         assert made.cost["cached"] == expected.to_json()
+        assert made.speed is not None
+        assert Speed.from_json(made.speed).generation == Generation(**told)

@@ -17,7 +17,6 @@ A *pass* is one forward or one backward run of a decoder on one question.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +26,7 @@ from circuitsearch.core.budget import Budget
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.cost import ScopeCost, cost, sublayer_cost
 from circuitsearch.core.errors import InfeasibleError
-from circuitsearch.core.files import record_fields, seed_from
+from circuitsearch.core.files import record_fields
 from circuitsearch.core.plan import Plan
 from circuitsearch.discovery.sample import Sample
 from circuitsearch.students.features.reader import Features
@@ -103,9 +102,7 @@ class Case:
     @cached_property
     def questions(self) -> tuple[int, ...]:
         """Calibration questions as indices of the features' examples, in an order by the seed."""
-        count = len(self.features.examples)
-        rng = random.Random(seed_from("calibration", self.features.key, self.seed))
-        return tuple(rng.sample(range(count), min(count, self.most_questions)))
+        return tuple(self.features.drawn(self.most_questions, "calibration", self.seed))
 
     @property
     def sample(self) -> Sample:

@@ -6,6 +6,7 @@ copies; the operating system keeps what is read often in memory. `features` writ
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuitsearch.core.files import content_hash
+from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.discovery.sample import Sample
 from circuitsearch.students.features.shards import open_shard
 from circuitsearch.students.features.targets import TeacherRows
@@ -101,6 +102,11 @@ class Features:
         batch = collate([self.examples[index] for index in chosen], self.pad_id)
         pages, rows = torch.unique(batch.pages, return_inverse=True)
         return FeatureBatch(batch, self.states(pages), rows, self.teacher_logits(chosen))
+
+    def drawn(self, most: int, purpose: str, *seeds: int) -> list[int]:
+        """Return indices of `most` examples at random, or of all, in the order of the draw."""
+        chooser = random.Random(seed_from(purpose, self.key, *seeds))
+        return chooser.sample(range(len(self.examples)), min(len(self.examples), most))
 
     def sample(self, example_indices: Sequence[int], device: torch.device) -> Sample:
         """Return some examples, in page order, as the sample that discovery runs on."""
