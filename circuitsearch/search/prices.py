@@ -18,10 +18,20 @@ from circuitsearch.core.shapes import TeacherShape
 from circuitsearch.search.predictions import TOLERANCE_PERCENT, Prediction
 from circuitsearch.search.units import Part
 
-__all__ = ["Costs", "Prices"]
+__all__ = ["Costs", "Prices", "minus", "plus"]
 
 Costs = tuple[int, ...]
-"""One integer per limit."""
+"""One integer per limit. Python integers: exact, and for so few faster to add up than an array."""
+
+
+def plus(one: Costs, other: Costs) -> Costs:
+    """Return the sum, limit by limit."""
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def minus(one: Costs, other: Costs) -> Costs:
+    """Return the difference, limit by limit."""
+    return tuple(a - b for a, b in zip(one, other, strict=True))
 
 
 class Prices:

@@ -21,49 +21,26 @@ holds. The *canonical order* of plans is the lexicographic order of their bits, 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from math import comb
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuitsearch.core.amounts import shown
 from circuitsearch.core.budget import Budget
-from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import InfeasibleError, PlanError, raise_together
 from circuitsearch.core.keep import Keep
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import TeacherShape
 
 from .predictions import Prediction
-from .prices import Costs, Prices
-from .units import Choices, Part, Selection, Unit, parts_of, reads_page
+from .prices import Costs, Prices, minus, plus
+from .tree import Bits, PlanTree
+from .units import Choices, Part, Unit, parts_of, reads_page
 
-__all__ = ["Beginning", "Bits", "Space"]
-
-Bits = tuple[int, ...]
-"""One 0 or 1 per unit, in the order of `Space.units`."""
-
-
-class Beginning(NamedTuple):
-    """What plans keep of the first sub-layers; a node of the tree of all plans.
-
-    Attributes:
-        place: number of parts decided so far.
-        kept: kept sub-layers with what is kept of them.
-        bits: bits of the decided parts.
-        remaining: what they leave of every limit.
-        reads: whether a cross-attention is among them.
-    """
-
-    place: int
-    kept: tuple[tuple[SubLayer, Keep], ...]
-    bits: Bits
-    remaining: Costs
-    reads: bool
+__all__ = ["Bits", "Space"]
 
 
 class Space:
@@ -112,7 +89,7 @@ class Space:
         )
         self.limits: tuple[str, ...] = tuple(limit.name for limit in budget.limits)
         self.allowed: Costs = prices.allowed()
-        self.capacity: Costs = _minus(self.allowed, prices.fixed())
+        self.capacity: Costs = minus(self.allowed, prices.fixed())
         # Python integers, one tuple per unit or part: exact and fast to add up.
         self._openings: tuple[Costs, ...] = tuple(prices.opening(part) for part in self.parts)
         self._columns: tuple[Costs, ...] = tuple(
@@ -140,19 +117,19 @@ class Space:
         column = self._columns[unit]
         if not part.free or self.units[unit].alone or any(bits[i] for i in part.indices):
             return column
-        return _plus(column, self._openings[self._part[unit]])
+        return plus(column, self._openings[self._part[unit]])
 
     def remaining(self, bits: Sequence[int]) -> Costs:
         """Return what is left of every limit after paying for the kept units; negative if over."""
         left = self.capacity
         for unit, bit in enumerate(bits):
             if bit:
-                left = _minus(left, self._columns[unit])
+                left = minus(left, self._columns[unit])
         for place, part in enumerate(self.parts):
             if part.free and any(
                 bits[index] and not self.units[index].alone for index in part.indices
             ):
-                left = _minus(left, self._openings[place])
+                left = minus(left, self._openings[place])
         return left
 
     # Plans and bits
@@ -236,132 +213,25 @@ class Space:
             percent: share of what units may cost together, of every limit, in percent.
         """
         smaller = copy.copy(self)
-        # What is computed on demand depends on the capacity.
-        for name in ("_counted",):
-            smaller.__dict__.pop(name, None)
+        smaller.__dict__.pop("_tree", None)  # it depends on the capacity
         smaller.capacity = tuple(left * percent // 100 for left in self.capacity)
         return smaller
 
-    # The tree of plans
-
     @cached_property
-    def _readers(self) -> tuple[tuple[Costs, ...], ...]:
-        """What the cheapest ways to read the page cost, for each part."""
-        return tuple(
-            tuple(
-                self.price(index, (0,) * len(self.units))
-                for index in part.indices
-                if index in self.required
-            )
-            for part in self.parts
-        )
-
-    def _completable(self, remaining: Costs, reads: bool, part: int) -> bool:
-        """Whether parts from `part` on can be chosen so that the plan is feasible."""
-        if min(remaining, default=0) < 0:
-            return False
-        return reads or any(
-            min(_minus(remaining, price), default=0) >= 0
-            for prices in self._readers[part:]
-            for price in prices
-        )
-
-    def beginning(self) -> Beginning | None:
-        """Return the beginning that decides nothing yet; None when no plan is feasible."""
-        fits = self._completable(self.capacity, False, 0)
-        return Beginning(0, (), (), self.capacity, False) if fits else None
-
-    def continued(self, beginning: Beginning) -> Iterator[Beginning]:
-        """Yield, in canonical order, every choice for the next part.
-
-        Choices from which no feasible plan can be reached are left out.
-        """
-        place = beginning.place
-        part = self.parts[place]
-        for selection in part.selections():
-            remaining, reads, kept = beginning.remaining, beginning.reads, beginning.kept
-            if selection.keep is not None:
-                if kept and selection.keep.prefix:
-                    continue
-                remaining = _minus(remaining, self._selected(place, selection))
-                reads = reads or reads_page(part.sublayer, selection.keep)
-                kept = (*kept, (part.sublayer, selection.keep))
-            if self._completable(remaining, reads, place + 1):
-                bits = beginning.bits + selection.bits
-                yield Beginning(place + 1, kept, bits, remaining, reads)
-
-    def _selected(self, place: int, selection: Selection) -> Costs:
-        """Return what one choice for a part costs under every limit."""
-        part = self.parts[place]
-        total = (0,) * len(self.limits)
-        opened = False
-        for index, bit in zip(part.indices, selection.bits, strict=True):
-            if bit:
-                total = _plus(total, self._columns[index])
-                opened = opened or not self.units[index].alone
-        return _plus(total, self._openings[place]) if opened else total
+    def _tree(self) -> PlanTree:
+        return PlanTree(self.parts, self._columns, self._openings, self.capacity)
 
     def enumerate(self) -> Iterator[Plan]:
         """Yield every feasible plan in canonical order, without visiting the infeasible ones."""
-        start = self.beginning()
-        stack = [] if start is None else [start]
-        while stack:
-            beginning = stack.pop()
-            if beginning.place == len(self.parts):
-                yield Plan(beginning.kept)
-            else:
-                stack.extend(reversed(list(self.continued(beginning))))
-
-    @cached_property
-    def _counted(self) -> int:
-        # Ways to reach each state (what remains, whether the page is read), part by part. What
-        # stands for a whole beginning starts from the one state in which nothing is kept.
-        states: Counter[tuple[Costs, bool]] = Counter({(self.capacity, False): 1})
-        for place in range(len(self.parts)):
-            choices = self._weighted(place)
-            following: Counter[tuple[Costs, bool]] = Counter()
-            for (remaining, read), ways in states.items():
-                for (price, reads), times in choices.items():
-                    left = _minus(remaining, price)
-                    if self._completable(left, read or reads, place + 1):
-                        following[left, read or reads] += ways * times
-            for index in self.parts[place].indices:
-                left = _minus(self.capacity, self._columns[index])
-                if self.units[index].prefix and self._completable(left, False, place + 1):
-                    following[left, False] += 1
-            states = following
-        return sum(ways for (_, read), ways in states.items() if read)
-
-    def _weighted(self, place: int) -> Counter[tuple[Costs, bool]]:
-        """Return the choices for a part by cost and reading, with how often each occurs.
-
-        Units that stand for a whole beginning are left out: they depend on the parts before.
-        Free heads of one sub-layer cost the same, so their subsets are counted by binomials.
-        """
-        part = self.parts[place]
-        counted: Counter[tuple[Costs, bool]] = Counter()
-        if not part.free:
-            for selection in part.selections():
-                keep = selection.keep
-                reads = keep is not None and reads_page(part.sublayer, keep)
-                if keep is None or not keep.prefix:
-                    counted[self._selected(place, selection), reads] += 1
-            return counted
-        heads = [index for index in part.indices if not self.units[index].alone]
-        reads = self.units[heads[0]].reads
-        price = self._openings[place]
-        counted[(0,) * len(self.limits), False] += 1
-        for kept in range(1, len(heads) + 1):
-            price = _plus(price, self._columns[heads[0]])
-            counted[price, reads] += comb(len(heads), kept)
-        for index in part.indices:
-            if self.units[index].alone and not self.units[index].prefix:
-                counted[self._columns[index], self.units[index].reads] += 1
-        return counted
+        return self._tree.plans()
 
     def count(self) -> int:
         """Return the number of feasible plans, exactly, without enumerating them."""
-        return self._counted
+        return self._tree.count
+
+    def possible(self) -> bool:
+        """Whether any plan is feasible; `check` says why none is."""
+        return self._tree.root is not None
 
     # The smallest student
 
@@ -484,14 +354,6 @@ def _bits_of(part: Part, keep: Keep | None) -> Bits | None:
                 return tuple(int(index == place) for index in range(count))
             return (1,) * (place + 1) + (0,) * (count - place - 1)
     return None
-
-
-def _plus(one: Costs, other: Costs) -> Costs:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
-
-
-def _minus(one: Costs, other: Costs) -> Costs:
-    return tuple(a - b for a, b in zip(one, other, strict=True))
 
 
 def _table(columns: Sequence[Costs], limits: int) -> NDArray[np.int64]:

@@ -155,7 +155,7 @@ class FeasibleSampler(BaseSampler, ABC):
 
     def _within_reach(self, rng: np.random.Generator) -> Space:
         """Return the space under a random share of its budget that some legal student meets."""
-        least = next(p for p in range(1, 101) if self.space.within(p).beginning() is not None)
+        least = next(p for p in range(1, 101) if self.space.within(p).possible())
         return self.space.within(int(rng.integers(least, 101)))
 
     @abstractmethod
