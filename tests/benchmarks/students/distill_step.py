@@ -1,17 +1,18 @@
 """Time one distillation step on cached features against the plain loop.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/students/distill_step.py
-    OMP_NUM_THREADS=1 python tests/benchmarks/students/distill_step.py --donut-base [--encoder]
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/distill_step.py [--donut-base]
+        --out results/students/distill_step
 
 The plain loop is what a training script does without this package: every step runs the encoder on
 the pages of its rows, the whole teacher for its logits and the Hugging Face student, with output
 logits at every position. The shipped shape uses rendered pages; `--donut-base` uses random weights
 and states of the true decoder shape (4 layers, d 1,024, vocabulary 57,532, 4,800 encoder tokens per
-page) and leaves the encoder out of the plain loop unless `--encoder` times one page of the true one
-(2560 x 1920; about a minute on one core) and adds it.
+page), times the true encoder on one page (2560 x 1920; about a minute on one core) and adds it to
+the plain loop, once for every page of a step.
 
 Times are processor seconds of this process (on one thread: what a free core would take), because
-the machine may be shared. Only ratios from one run on one machine mean anything.
+the machine may be shared. Only ratios from one run on one machine mean anything. OUT.json keeps the
+last run of each shape, OUT.md shows them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circuitsearch.core.files import read_json, write_json, write_text
 from circuitsearch.core.plan import Plan
 from circuitsearch.students import build_student
 from circuitsearch.students.features import FeatureBatch, prepare_features
@@ -90,8 +92,21 @@ def compare(
     states_of: Callable[[Tensor], Tensor],
     batch: int,
     steps: int,
-) -> None:
-    """Time both loops, and an elastic step, on the same batches."""
+    encoder: float = 0.0,
+) -> dict[str, float]:
+    """Time both loops, and an elastic step, on the same batches.
+
+    Args:
+        teacher: Whose student is distilled.
+        features: What both loops read.
+        states_of: The plain loop's encoder states of pages.
+        batch: Questions per step.
+        steps: Steps to time.
+        encoder: Seconds of a page that `states_of` leaves out.
+
+    Returns:
+        Processor seconds of a step, and how many pages a step of the plain loop encodes.
+    """
     together = DistillRecipe(
         steps=10_000,
         batch=batch,
@@ -132,10 +147,16 @@ def compare(
         ),
         steps,
     )
+    pages = statistics.fmean(
+        len({examples[index].page for index in order.indices(step)}) for step in range(1, steps + 1)
+    )
+    plain += encoder * pages
     sys.stdout.write(f"plain / cached = {plain / times[0]:.2f}\n")
+    named_times = zip(("cached", "one_by_one", "elastic"), times, strict=True)
+    return {**dict(named_times), "plain": plain, "pages": pages, "batch": batch, "steps": steps}
 
 
-def shipped_shape(batch: int, steps: int) -> None:
+def shipped_shape(batch: int, steps: int) -> dict[str, float]:
     """The shape of the packaged teacher, untrained, on rendered pages."""
     from circuitsearch.teacher.documents.synthetic import rendered_pages
     from circuitsearch.teacher.loading import load_teacher
@@ -154,7 +175,7 @@ def shipped_shape(batch: int, steps: int) -> None:
             images = [pages[int(index)].image() for index in indices]
             return teacher.encode(teacher.pixel_values(images))
 
-        compare(teacher, features, states_of, batch, steps)
+        return compare(teacher, features, states_of, batch, steps)
 
 
 class RandomFeatures:
@@ -190,7 +211,7 @@ class RandomFeatures:
         )
 
 
-def donut_base(batch: int, steps: int, encoder: bool) -> None:
+def donut_base(batch: int, steps: int) -> dict[str, float]:
     """donut-base's decoder at its true size, random weights."""
     from transformers import DonutSwinConfig, MBartConfig, MBartForCausalLM
     from transformers import DonutSwinModel as Swin
@@ -220,8 +241,10 @@ def donut_base(batch: int, steps: int, encoder: bool) -> None:
         num_heads=[4, 8, 16, 32],
         window_size=10,
     )
-    with torch.device("cpu" if encoder else "meta"):
-        pages = Swin(swin).eval()
+    pages = Swin(swin).eval()
+    with torch.no_grad():
+        pixels = torch.zeros(1, 3, 2560, 1920)
+        encoder = timed("the encoder, per page", lambda _: pages(pixel_values=pixels), 1)
     model = SimpleNamespace(
         encoder=pages,
         decoder=decoder,
@@ -230,30 +253,50 @@ def donut_base(batch: int, steps: int, encoder: bool) -> None:
     )
     teacher = SimpleNamespace(model=model, shape=shape)
     features = RandomFeatures(decoder, shape.encoder.tokens)
-    compare(teacher, features, features.states_of, batch, steps)
-    if encoder:
-        with torch.no_grad():
-            pixels = torch.zeros(1, 3, 2560, 1920)
-            timed(
-                "the encoder, per page (comes on top of the plain loop)",
-                lambda _: pages(pixel_values=pixels),
-                1,
-            )
+    return compare(teacher, features, features.states_of, batch, steps, encoder) | {
+        "encoder": encoder
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return all shapes as Markdown."""
+    lines = [
+        "# A distillation step on cached features",
+        "",
+        f"Made by `tests/benchmarks/students/distill_step.py`, student `{PLAN}`: processor seconds "
+        "of a step, median. *Plain*: encoder, teacher and student at every step, as a training "
+        "script would write it.",
+        "",
+        "| shape | questions a step | pages a step | cached | questions one by one | elastic, half "
+        "the sub-layers | plain | plain / cached |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in sorted(found.items(), reverse=True):
+        times = [f"{row[key]:.3f} s" for key in ("cached", "one_by_one", "elastic", "plain")]
+        lines.append(
+            f"| {name} | {row['batch']} | {row['pages']:.1f} | {' | '.join(times)} | "
+            f"**{row['plain'] / row['cached']:.1f}** |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Read the command line and run one comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--donut-base", action="store_true", help="true size of donut-base")
-    parser.add_argument("--encoder", action="store_true", help="also time donut-base's encoder")
     parser.add_argument("--batch", type=int, default=None, help="examples per step (32; 4)")
     parser.add_argument("--steps", type=int, default=None, help="steps timed (30; 3)")
+    parser.add_argument("--out", type=Path, required=True, help="without suffix")
     options = parser.parse_args()
     sys.stdout.write(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
+    file = options.out.with_suffix(".json")
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
     if options.donut_base:
-        donut_base(options.batch or 4, options.steps or 3, options.encoder)
+        found["donut-base, random weights"] = donut_base(options.batch or 4, options.steps or 3)
     else:
-        shipped_shape(options.batch or 32, options.steps or 30)
+        found["shipped teacher"] = shipped_shape(options.batch or 32, options.steps or 30)
+    write_json(file, found)
+    write_text(options.out.with_suffix(".md"), table(found))
 
 
 if __name__ == "__main__":
