@@ -86,6 +86,19 @@ def test_versions_change_only_while_nobody_is_at_work(memory: RDBStorage, name: 
     assert StudyView(memory, name).versions == newer
 
 
+def test_a_configuration_is_stored_while_others_are_at_work(memory: RDBStorage, name: str) -> None:
+    study = opened(memory, name, versions=VERSIONS, config={"trainings": 4})
+    study.queue(warm("C0"))
+    held_elsewhere(study)
+    opened(memory, name, versions=VERSIONS, config={"trainings": 9})
+    assert Study.attach(memory, name).config == {"trainings": 9}
+    # One that is refused for its versions leaves the stored configuration as it is.
+    with pytest.raises(ConfigError, match="is run with other versions"):
+        opened(memory, name, versions=VERSIONS | {"torch": "2.9.0"}, config={"trainings": 1})
+    view = StudyView(memory, name)
+    assert (view.versions, view.config) == (VERSIONS, {"trainings": 9})
+
+
 def test_stop_ends_the_run_after_its_trial_until_it_is_resumed(
     memory: RDBStorage, name: str, landscape: Landscape
 ) -> None:

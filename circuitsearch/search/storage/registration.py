@@ -15,7 +15,13 @@ from circuitsearch.search.storage.connection import masked
 from circuitsearch.search.storage.mirror import Mirror
 from circuitsearch.search.storage.rows import is_stale
 from circuitsearch.search.storage.tables import claims, phases, studies
-from circuitsearch.search.storage.transactions import create_study, find_study, locked, read_study
+from circuitsearch.search.storage.transactions import (
+    Locked,
+    create_study,
+    find_study,
+    locked,
+    read_study,
+)
 from circuitsearch.search.storage.view import StudyView, differences
 
 __all__ = ["add_phase", "check_versions", "register"]
@@ -31,7 +37,7 @@ def register(
 ) -> None:
     """Create a study, or check that the one of that name is about the same.
 
-    Configuration and versions replace the stored ones; the versions only while nobody is at work.
+    Configuration and versions replace the stored ones; other versions only while nobody is at work.
 
     Raises:
         ConfigError: the study is about something else, its workers run other versions, or Optuna
@@ -116,26 +122,25 @@ def add_phase(
 def _update(
     storage: RDBStorage, name: str, config: Any, versions: Mapping[str, Any] | None
 ) -> None:
-    """Store the present configuration and versions."""
-    values = {}
-    changed = []
-    if config is not None:
-        values["config"] = canonical_json(config)
+    """Store the present configuration and versions; other versions only while nobody is at work."""
+    given = {"config": config, "versions": versions}
+    values = {key: canonical_json(value) for key, value in given.items() if value is not None}
+    if not values:
+        return
     with locked(storage, name) as held:
-        if versions is not None:
-            query = sa.select(studies.c.versions).where(studies.c.name == name)
-            text = held.connection.scalar(query)
-            changed = [] if text is None else differences(json.loads(text), _plain(versions))
-            values["versions"] = canonical_json(versions)
-        running = sa.select(claims.c.worker, claims.c.lease_until).where(
-            claims.c.study == name, claims.c.state == "running"
-        )
-        if all(is_stale(*row, held.now) for row in held.connection.execute(running)):
-            changed = []
-            if values:
-                change = sa.update(studies).where(studies.c.name == name)
-                held.connection.execute(change.values(values))
-    _refuse(name, changed)
+        text = held.connection.scalar(sa.select(studies.c.versions).where(studies.c.name == name))
+        if versions is not None and text is not None and _at_work(held, name):
+            _refuse(name, differences(json.loads(text), _plain(versions)))
+        change = sa.update(studies).where(studies.c.name == name)
+        held.connection.execute(change.values(values))
+
+
+def _at_work(held: Locked, name: str) -> bool:
+    """Whether a worker that may be alive evaluates a plan of the study."""
+    running = sa.select(claims.c.worker, claims.c.lease_until).where(
+        claims.c.study == name, claims.c.state == "running"
+    )
+    return not all(is_stale(*row, held.now) for row in held.connection.execute(running))
 
 
 def _refuse(study: str, changed: list[str]) -> None:
