@@ -54,13 +54,13 @@ def _study(folder: Path) -> Iterator[tuple[StudyView | None, list[StudyView]]]:
 
     path, beside = folder / CONFIG_FILE, folder / "study.db"
     config = load_config(path) if path.exists() else None
-    url = None if config is None else config.search.storage
-    if url is None and not beside.exists():
+    named = None if config is None else config.search.storage
+    if named is None and not beside.exists():
         yield None, []
         return
-    url = url or f"sqlite:///{beside}"
-    check_there(url)
-    storage = open_storage(url)
+    where = named or str(beside.absolute())
+    check_there(where)
+    storage = open_storage(where)
     try:
         name = study_named(storage, None if config is None else config.name)
         view = StudyView(storage, name)

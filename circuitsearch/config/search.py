@@ -137,8 +137,12 @@ class SearchConfig(Section):
 
     @property
     def database(self) -> str:
-        """URL of the study database."""
-        return self.search.storage or f"sqlite:///{self.output / 'study.db'}"
+        """Where the study database is: a URL, or the path of an SQLite file.
+
+        A path, since in a URL `?`, `#` and `%` mean something else; absolute, since every other
+        file of the search takes a leading `~` as it stands.
+        """
+        return self.search.storage or str((self.output / "study.db").absolute())
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved configuration as plain JSON."""

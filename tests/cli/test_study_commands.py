@@ -1,0 +1,102 @@
+"""The commands on studies: which database a place means, and what they say of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from circuitsearch.cli.main import app
+from circuitsearch.config import SearchConfig
+from circuitsearch.configfile import dump_config, load_config
+from circuitsearch.core.cost import recorded_costs
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
+from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.study import Study
+from circuitsearch.show.report import write_result
+from tests.search_fixtures import Landscape, make_space
+from tests.show.report_fixtures import FACTS, rows
+
+SPACE = make_space("40%")
+
+
+def here(*arguments: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == code, f"{done.stderr}\n{done.exception!r}"
+    return done
+
+
+def told(*arguments: object) -> Any:
+    return json.loads(here(*arguments, "--json").stdout)
+
+
+def evaluate(plan: Plan, source: str) -> Measurement:
+    made = Landscape.random(SPACE, 5).measure(plan, source)
+    return replace(made, cost=recorded_costs(plan, SPACE.shape))
+
+
+def searched(folder: Path, *, storage: Path | None = None) -> Path:
+    """A search whose study has two of five trainings; return its file."""
+    config = SearchConfig.model_validate(
+        {
+            "name": "mine",
+            "output": str(folder),
+            "budget": [{"quantity": "parameters", "limit": "40%"}],
+            "search": {"trainings": 5, "storage": None if storage is None else str(storage)},
+        }
+    )
+    folder.mkdir(parents=True)
+    path = folder / "search.yaml"
+    path.write_text(dump_config(config))
+    opened = open_storage(load_config(path).database)
+    study = Study.open(opened, "mine", SPACE, {"steps": 3}, 1, "random", config=config.to_json())
+    study.run(evaluate, 2)
+    close_storage(opened)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a?b%20c#d", "{0} [x] ü&=+;"])
+def test_an_output_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    path = searched(folder)
+    for place in (path, folder, folder / "study.db"):
+        assert told("status", place)["measured"] == 2
+        assert [one["name"] for one in told("study", "list", place)] == ["mine"]
+    assert len(told("top", folder)) == 2
+    here("study", "backup", folder, folder / "backup?.db")
+    here("study", "copy", folder, folder / "copy%.db")
+    for copied in ("backup?.db", "copy%.db"):
+        assert told("status", folder / copied)["measured"] == 2
+    here("study", "upgrade", folder / "study.db")
+    # Nothing was written anywhere else.
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+    written = {"search.yaml", "study.db", "backup?.db", "copy%.db"}
+    assert {one.name for one in folder.iterdir() if one.suffix in (".db", ".yaml")} == written
+
+
+@pytest.mark.parametrize("kept", [("search.yaml",), ()])
+def test_a_report_finds_the_study_in_a_folder_of_any_name(
+    tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    folder = searched(tmp_path / "a?b%20c#d").parent
+    write_result(folder, rows(), FACTS)
+    moved = folder.rename(tmp_path / "e?f%20g#h")
+    for file in moved.glob("*.yaml"):
+        if file.name not in kept:
+            file.unlink()
+    assert "no study database there" not in here("report", moved).stderr
+    assert (moved / "report.html").exists()
+
+
+def test_the_database_lies_beside_everything_else_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searched(Path("~mine"))  # the user's home folder in a shell, a name like any other here
+    assert (tmp_path / "~mine" / "study.db").exists()
+    assert told("status", "~mine")["measured"] == 2
