@@ -20,7 +20,14 @@ from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.transfer import list_studies
 from circuitsearch.workspace import config_in
 
-__all__ = ["check_there", "open_database", "search_file", "study_named", "view_study"]
+__all__ = [
+    "check_there",
+    "find_database",
+    "open_database",
+    "search_file",
+    "study_named",
+    "view_study",
+]
 
 
 @contextmanager
@@ -28,22 +35,39 @@ def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
     """Open the database behind a place; also give the study's name if the place is a search.
 
     Args:
-        where: A search file, output folder of a search, path of an SQLite file or database URL.
+        where: See `find_database`.
 
     Raises:
         ConfigError: If the folder is not that of a search.
         StorageError: If there is no such database, or it cannot be read.
     """
-    url, name, path = where, None, search_file(where)
-    if path is not None:
-        config = load_config(path)
-        url, name = config.database, config.name
-    check_there(url)
-    storage = open_storage(url)
+    database, name = find_database(where)
+    storage = open_storage(database)
     try:
         yield storage, name
     finally:
         close_storage(storage)
+
+
+def find_database(where: str) -> tuple[str, str | None]:
+    """Return the database behind a place, and the study's name if the place is a search.
+
+    Args:
+        where: A search file, output folder of a search, path of an SQLite file or database URL.
+
+    Returns:
+        The path or URL of a database that is there, if it is a file; the name or None.
+
+    Raises:
+        ConfigError: If the folder is not that of a search, or its search file is faulty.
+        StorageError: If it is a file that does not exist.
+    """
+    database, name, path = where, None, search_file(where)
+    if path is not None:
+        config = load_config(path)
+        database, name = config.database, config.name
+    check_there(database)
+    return database, name
 
 
 def search_file(where: str) -> Path | None:

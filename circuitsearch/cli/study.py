@@ -1,7 +1,7 @@
 """The commands that take a study's database: read it, work on it, stop it, keep house.
 
-WHERE is the output folder of a search, the path of an SQLite file or a database URL; the default is
-CIRCUITSEARCH_STORAGE. `--study` names the study where the database holds several.
+WHERE is a search file, the output folder of a search, the path of an SQLite file or a database URL;
+the default is CIRCUITSEARCH_STORAGE. `--study` names the study where the database holds several.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Phase = Annotated[str | None, typer.Option("--phase", help="A further phase, e.g
 
 
 def _opened(where: str) -> AbstractContextManager[tuple[RDBStorage, str | None]]:
-    """Open the database behind WHERE; also return the study's name if WHERE is a folder."""
+    """Open the database behind WHERE; also return the study's name if it is a search."""
     from circuitsearch.studies import open_database
 
     return open_database(where)
@@ -300,13 +300,10 @@ def copy_command(
 def upgrade_command(where: Where) -> None:
     """Bring a database of an earlier version up to date; stop workers and back it up first."""
     from circuitsearch.search.upgrade import upgrade
-    from circuitsearch.studies import check_there
+    from circuitsearch.studies import find_database
 
-    url = where
-    if "://" not in where and Path(where).is_dir():
-        url = str(Path(where) / "study.db")
-    check_there(url)
-    converted = upgrade(url)
+    database, _ = find_database(where)
+    converted = upgrade(database)
     people().print(f"up to date; converted: {', '.join(converted) or 'none'}", markup=False)
 
 

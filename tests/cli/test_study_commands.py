@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +74,42 @@ def test_an_output_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     here("study", "copy", folder, folder / "copy%.db")
     for copied in ("backup?.db", "copy%.db"):
         assert told("status", folder / copied)["measured"] == 2
-    here("study", "upgrade", folder / "study.db")
+    here("study", "upgrade", folder)
     # Nothing was written anywhere else.
     assert [one.name for one in tmp_path.iterdir()] == [name]
     written = {"search.yaml", "study.db", "backup?.db", "copy%.db"}
     assert {one.name for one in folder.iterdir() if one.suffix in (".db", ".yaml")} == written
+
+
+def aged(database: Path) -> None:
+    """Make the database one of the second schema, which lacks a table."""
+    with contextlib.closing(sqlite3.connect(database)) as plain, plain:
+        plain.execute("UPDATE circuitsearch_studies SET schema_version = 2")
+        plain.execute("DROP TABLE circuitsearch_speeds")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("form", ["file", "folder", "path", "url"])
+def test_upgrade_takes_what_its_siblings_take(tmp_path: Path, form: str, elsewhere: bool) -> None:
+    storage = tmp_path / "elsewhere.db" if elsewhere else None
+    file = searched(tmp_path / "out", storage=storage)
+    database = storage or file.with_name("study.db")
+    aged(database)
+    forms = {"file": file, "folder": file.parent, "path": database, "url": f"sqlite:///{database}"}
+    place = forms[form]
+    assert "circuitsearch study upgrade" in here("status", place, code=4).stderr
+    assert "converted: mine" in here("study", "upgrade", place).stderr
+    assert "converted: none" in here("study", "upgrade", place).stderr
+    assert told("status", place)["measured"] == 2
+
+
+def test_upgrade_makes_no_database(tmp_path: Path) -> None:
+    folder = searched(tmp_path / "out", storage=tmp_path / "elsewhere.db").parent
+    (tmp_path / "elsewhere.db").unlink()
+    for place in (folder, tmp_path / "none.db"):
+        assert "there is no such file" in here("study", "upgrade", place, code=4).stderr
+    assert "no search.yaml there" in here("study", "upgrade", tmp_path, code=2).stderr
+    assert list(tmp_path.glob("**/*.db")) == []
 
 
 @pytest.mark.parametrize("kept", [("search.yaml",), ()])
