@@ -19,7 +19,7 @@ from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interru
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from circuitsearch.search.storage.view import StudyView, TrialRecord
+    from circuitsearch.search.storage.view import StudyStatus, StudyView, TrialRecord
 
 __all__ = ["app", "show_command", "status_command", "stop_command", "top_command", "worker_command"]
 
@@ -73,14 +73,16 @@ def status_command(
 ) -> None:
     """Say how far a study is: trials by state, who works on what, the best plan."""
     with _view(where, study, phase) as view:
-        status, best = asdict(view.status()), view.best()
+        status, best, stopping = view.status(), view.best(), view.stopping()
         running = [one for one in view.trials() if one.state in ("running", "interrupted")]
-        wanted = (view.config or {}).get("search", {}).get("trainings")
-        stopping = view.stopping()
+        # A phase evaluates the plans that it was given, and no others.
+        asked = (view.config or {}).get("search", {}).get("trainings")
+        wanted = asked if phase is None else status.trials
         facts: dict[str, Any] = {
             "study": view.name,
+            "phase": phase,
             "trainings": wanted,
-            **status,
+            **asdict(status),
             "stopping": stopping,
             "best": None if best is None else {"plan": best.plan, "quality": best.quality},
             "workers": [_worker(one) for one in running],
@@ -89,15 +91,10 @@ def status_command(
         emit(facts)
         return
     console = people()
-    console.print(
-        f"study {facts['study']}: {status['measured']} of {wanted} trainings done, "
-        + ", ".join(
-            f"{count} {name}{' after measuring' if name == 'refused' else ''}"
-            for name, count in status.items()
-            if name != "measured" and count
-        ),
-        markup=False,
-    )
+    name = facts["study"] if phase is None else f"{facts['study']}, phase {phase}"
+    done = status.measured if wanted is None else f"{status.measured} of {wanted}"
+    told = [f"{done} trainings done", *_others(status)]
+    console.print(f"study {name}: {', '.join(told)}", markup=False)
     if stopping:
         console.print("asked to stop: workers finish their trials and leave", markup=False)
     if best is not None:
@@ -108,6 +105,13 @@ def status_command(
             f"since {one['since']}",
             markup=False,
         )
+
+
+def _others(status: StudyStatus) -> list[str]:
+    """Return how many plans are in which other state, in words."""
+    told = asdict(status) | {"refused after measuring": status.refused}
+    del told["measured"], told["refused"]
+    return [f"{count} {name}" for name, count in told.items() if count]
 
 
 def _worker(trial: TrialRecord) -> dict[str, Any]:

@@ -112,6 +112,26 @@ def test_upgrade_makes_no_database(tmp_path: Path) -> None:
     assert list(tmp_path.glob("**/*.db")) == []
 
 
+def test_status_tells_how_much_of_a_phase_is_done(tmp_path: Path) -> None:
+    file = searched(tmp_path / "out")
+    storage = open_storage(load_config(file).database)
+    study = Study.attach(storage, "mine")
+    phase = study.phase("full", {"steps": 9})
+    plans = [(plan, "scores") for plan in list(SPACE.enumerate())[:3]]
+    phase.run(evaluate, 1, plans)
+    assert "study mine: 2 of 5 trainings done" in here("status", file).stderr
+    shown = here("status", file, "--phase", "full").stderr
+    assert "study mine, phase full: 1 of 3 trainings done, 2 queued" in shown
+    whole, part = told("status", file), told("status", file, "--phase", "full")
+    assert (whole["phase"], whole["trainings"], whole["measured"]) == (None, 5, 2)
+    assert (part["phase"], part["trainings"], part["measured"]) == ("full", 3, 1)
+    # One that no search file stands behind does not say how far it is to go.
+    Study.open(storage, "bare", SPACE, {"steps": 3}, 1, "random").run(evaluate, 1)
+    close_storage(storage)
+    assert "study bare: 1 trainings done" in here("status", file, "--study", "bare").stderr
+    assert told("status", file, "--study", "bare")["trainings"] is None
+
+
 @pytest.mark.parametrize("kept", [("search.yaml",), ()])
 def test_a_report_finds_the_study_in_a_folder_of_any_name(
     tmp_path: Path, kept: tuple[str, ...]
