@@ -17,7 +17,7 @@ from circuitsearch.search.space import Bits, Space
 from circuitsearch.search.storage.speeds import Speeds, Verdict
 from circuitsearch.search.storage.workers import heartbeat, patiently
 
-__all__ = ["Admission", "Admit"]
+__all__ = ["Admission", "Admit", "measurer"]
 
 Admit = Callable[[Plan], Mapping[str, int]]
 """Measures a plan's student; returns at least one figure per measured limit, by `Limit.name`."""
@@ -41,16 +41,9 @@ class Admission:
         Raises:
             ConfigError: the space has measured limits, and nothing measures them.
         """
-        self._limited = bool(space.budget.measured)
-        if self._limited and admit is None:
-            names = ", ".join(limit.name for limit in space.budget.measured)
-            raise ConfigError(
-                f"The budget limits {names}, which must be measured before a plan becomes a trial; "
-                "pass admit, a function that measures a plan's student"
-            )
+        self._measure = measurer(space, admit)
         self._space = space
         self._speeds = speeds
-        self._admit = admit
         self._worker = worker
         self._lease = lease
         self._known: dict[str, Bits] = {}
@@ -64,7 +57,7 @@ class Admission:
             ConfigError: the function that was handed in left out a limit.
             StorageError: the database fails.
         """
-        if not self._limited:
+        if self._measure is None:
             return []
         pause = 0.02
         while True:
@@ -73,7 +66,7 @@ class Admission:
             if isinstance(known, Verdict):
                 return self._space.budget.exceeded(known.amounts)
             if known:
-                return self._space.budget.exceeded(self._measured(plan).amounts)
+                return self._space.budget.exceeded(self._measured(plan, self._measure).amounts)
             time.sleep(pause)
             pause = min(2 * pause, 2.0, self._lease / 4)
 
@@ -83,25 +76,44 @@ class Admission:
         Raises:
             StorageError: the database fails.
         """
-        if not self._limited:
+        if self._measure is None:
             return frozenset()
         for text in patiently(self._speeds.refused, self._lease):
             if text not in self._known:
                 self._known[text] = self._space.bits(Plan.parse(text))
         return frozenset(self._known.values())
 
-    def _measured(self, plan: Plan) -> Verdict:
+    def _measured(self, plan: Plan, measure: Callable[[Plan], Verdict]) -> Verdict:
         """Measure a plan that this worker has claimed, and keep the figures."""
-        if self._admit is None:
-            raise ConfigError("nothing measures plans")
         extend = partial(self._speeds.extend, plan.hash, self._worker, self._lease)
         try:
             with heartbeat(extend, self._lease):
-                amounts = dict(self._admit(plan))
-            refused = bool(self._space.budget.exceeded(amounts))
+                verdict = measure(plan)
         except BaseException:
             self._speeds.release(self._worker)  # for whoever comes next
             raise
-        where = next(iter(self._space.predictions.values())).where
-        verdict = Verdict(str(plan), plan.hash, refused, amounts, where)
         return patiently(partial(self._speeds.record, verdict, self._worker), self._lease)
+
+
+def measurer(space: Space, admit: Admit | None) -> Callable[[Plan], Verdict] | None:
+    """Return what measures a plan and judges it; None without measured limits.
+
+    Raises:
+        ConfigError: the space has measured limits, and nothing measures them.
+    """
+    if not space.budget.measured:
+        return None
+    if admit is None:
+        names = ", ".join(limit.name for limit in space.budget.measured)
+        raise ConfigError(
+            f"The budget limits {names}, which must be measured before a plan becomes a trial; "
+            "pass admit, a function that measures a plan's student"
+        )
+    where = next(iter(space.predictions.values())).where
+
+    def measure(plan: Plan) -> Verdict:
+        amounts = dict(admit(plan))
+        refused = bool(space.budget.exceeded(amounts))
+        return Verdict(str(plan), plan.hash, refused, amounts, where)
+
+    return measure

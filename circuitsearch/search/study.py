@@ -65,7 +65,7 @@ from circuitsearch.search.storage.transactions import set_stop
 from circuitsearch.search.storage.view import StudyView, TrialRecord, study_identity, trial_record
 from circuitsearch.search.storage.workers import heartbeat, patiently, worker_name
 
-__all__ = ["Ending", "Evaluate", "Study"]
+__all__ = ["Ending", "Evaluate", "Study", "settled"]
 
 Evaluate = Callable[[Plan, str], Measurement]
 """Evaluates a plan, given also who proposed it; raises TrainingError when its training fails."""
@@ -143,9 +143,7 @@ class Study(StudyView):
             InfeasibleError: no legal student fits the budget.
             StorageError: the database fails.
         """
-        known = Prior(prior) if isinstance(prior, Mapping) else prior
-        proposing = _sampler(sampler, space, known, seed, goal)
-        about = study_identity(space, objective, seed, sampler, known, goal)
+        proposing, about = settled(space, objective, seed, sampler, prior, goal)
         register(storage, name, Mirror(storage, mirror_name(name), space), about, config, versions)
         return cls(storage, name, space, proposing)
 
@@ -412,6 +410,25 @@ class Study(StudyView):
                 outcome = _measure(plan, row.source, evaluate)
         done = patiently(partial(self._ledger.record, row.plan_hash, me, outcome), lease)
         return trial_record(done)
+
+
+def settled(
+    space: Space,
+    objective: Mapping[str, Any],
+    seed: int,
+    sampler: str = "circuit",
+    prior: Prior | Mapping[str, float] | None = None,
+    goal: Objective = "single",
+) -> tuple[FeasibleSampler, dict[str, Any]]:
+    """Return the sampler and the identity of a study with these settings; see `Study.open`.
+
+    Raises:
+        ConfigError: the sampler is unknown, or the prior incomplete.
+        InfeasibleError: no legal student fits the budget.
+    """
+    known = Prior(prior) if isinstance(prior, Mapping) else prior
+    proposing = _sampler(sampler, space, known, seed, goal)
+    return proposing, study_identity(space, objective, seed, sampler, known, goal)
 
 
 def _sampler(

@@ -1,8 +1,8 @@
 """Whole studies: list, back up, copy to another database, fork with other settings.
 
 A copy or a fork is written in one transaction, so it is there completely or not at all; Optuna's
-study is made anew behind it (`Mirror`), never copied. Results are copied as they are, in the order
-of their trials.
+study is made anew behind it (`Mirror`), never copied, and by the next run if that is interrupted.
+Results are copied as they are, in the order of their trials.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from optuna.storages import RDBStorage
 from circuitsearch.core.errors import ConfigError, PlanError, StorageError
 from circuitsearch.core.files import content_hash
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.admission import Admit
+from circuitsearch.search.admission import Admit, measurer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import masked, storage_errors
+from circuitsearch.search.storage.rows import queued_row
+from circuitsearch.search.storage.speeds import Verdict, measured_row
 from circuitsearch.search.storage.tables import claims, phases, results, speeds, studies
 from circuitsearch.search.storage.transactions import (
+    clock,
+    create_study,
     find_study,
-    locked,
+    insert_study,
     no_study,
     optuna_attributes,
     read_phases,
@@ -37,7 +41,7 @@ from circuitsearch.search.storage.transactions import (
     reading,
 )
 from circuitsearch.search.storage.view import StudyStatus, StudyView
-from circuitsearch.search.study import Study
+from circuitsearch.search.study import Study, settled
 
 __all__ = ["StudySummary", "backup", "copy", "fork", "list_studies", "make_mirrors"]
 
@@ -151,21 +155,19 @@ def copy(source: RDBStorage, target: RDBStorage, name: str, new: str | None = No
     """
     read_study(source, name)
     new = new or name
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[sa.Table, list[dict[str, Any]]] = {}
     with reading(source) as connection:
         for table in _TABLES:
             column = table.c.name if table is studies else table.c.study
             found = connection.execute(sa.select(table).where(column == name)).mappings()
-            rows[table.name] = [{**row, column.name: new} for row in found]
-    for row in rows[claims.name]:
+            rows[table] = [{**row, column.name: new} for row in found]
+    for row in rows[claims]:
         if row["state"] == "running":
             row.update(state="queued", worker=None, lease_until=None)
-    rows[speeds.name] = [row for row in rows[speeds.name] if row["state"] != "measuring"]
+    rows[speeds] = [row for row in rows[speeds] if row["state"] != "measuring"]
     _refuse_taken(target, new)
-    with storage_errors(target.url), target.engine.begin() as connection:
-        for table in _TABLES:
-            if rows[table.name]:
-                connection.execute(sa.insert(table), rows[table.name])
+    if not insert_study(target, rows):
+        raise _taken(target, new)
     make_mirrors(target, new)
     return StudyView(target, new)
 
@@ -207,6 +209,8 @@ def fork(
     the best of the feasible ones are queued as its warm start, with the source `fork`. Further
     phases stay behind.
 
+    Plans are measured first, which may take long; then all is written in one transaction.
+
     Args:
         storage: the database of both.
         name: the earlier study.
@@ -230,39 +234,66 @@ def fork(
     """
     earlier = StudyView(storage, name)
     _refuse_taken(storage, new)
-    study = Study.open(storage, new, space, objective, seed, sampler, prior, config, versions, goal)
-    usable = [
-        one for one in earlier.trials() if one.measurement is not None and _fits(space, one.plan)
-    ]
-    within = {plan.hash for plan in study.admitted([Plan.parse(one.plan) for one in usable], admit)}
-    usable = [one for one in usable if one.plan_hash in within]
-    if content_hash(study.objective) == content_hash(earlier.objective):
-        _adopt(storage, name, study, [one.plan_hash for one in usable])
-        return study
-    ranked = sorted(usable, key=lambda one: -(one.measurement.quality or 0.0))  # type: ignore[union-attr]
-    study.queue([(Plan.parse(one.plan), "fork") for one in ranked[:best]], admit)
+    proposing, about = settled(space, objective, seed, sampler, prior, goal)
+    wanted = content_hash(about["objective"])
+    same = wanted == content_hash(earlier.objective)
+    found = [one for one in earlier.measurements() if _fits(space, one.plan)]
+    if not same:
+        found.sort(key=lambda one: -(one.quality or 0.0))
+    ranked = [Plan.parse(one.plan) for one in found]
+    plans, verdicts = _admitted(space, ranked, admit, len(ranked) if same else best)
+    taken = _adopted(storage, name, wanted, plans) if same else _queued(wanted, plans)
+    with reading(storage) as connection:
+        now = clock(connection)
+    taken[speeds] = [measured_row(verdict, now) for verdict in verdicts]
+    rows = {table: [{**row, "study": new} for row in entries] for table, entries in taken.items()}
+    if not create_study(storage, new, about, config, versions, rows):
+        raise _taken(storage, new)
+    study = Study(storage, new, space, proposing)
+    study.repair_mirror()
     return study
 
 
-def _adopt(storage: RDBStorage, name: str, study: Study, plan_hashes: Sequence[str]) -> None:
-    """Copy finished trials into a new study of the same objective."""
-    wanted = {one: number for number, one in enumerate(plan_hashes)}
-    objective = content_hash(study.objective)
-    with locked(storage, study.name) as held:
+def _admitted(
+    space: Space, plans: Sequence[Plan], admit: Admit | None, most: int
+) -> tuple[list[Plan], list[Verdict]]:
+    """Return the first plans within the measured limits, and all that was measured to find them."""
+    measure = measurer(space, admit)
+    if measure is None:
+        return list(plans[:most]), []
+    within: list[Plan] = []
+    verdicts: list[Verdict] = []
+    for plan in plans:
+        if len(within) == most:
+            break
+        verdicts.append(measure(plan))
+        if not verdicts[-1].refused:
+            within.append(plan)
+    return within, verdicts
+
+
+def _adopted(
+    storage: RDBStorage, name: str, objective_hash: str, plans: Sequence[Plan]
+) -> dict[sa.Table, list[dict[str, Any]]]:
+    """Return the rows of a study's finished trials of some plans, numbered in their order."""
+    numbers = {plan.hash: number for number, plan in enumerate(plans)}
+    rows: dict[sa.Table, list[dict[str, Any]]] = {}
+    with reading(storage) as connection:
         for table in (claims, results):
-            query = sa.select(table).where(table.c.study == name)
-            found = held.connection.execute(query.where(table.c.objective_hash == objective))
-            rows = [
-                {**row, "study": study.name}
-                for row in found.mappings()
-                if row["plan_hash"] in wanted
-            ]
-            for row in rows:
-                if table is claims:
-                    row["number"] = wanted[row["plan_hash"]]
-            if rows:
-                held.connection.execute(sa.insert(table), rows)
-    study.repair_mirror()
+            query = sa.select(table).where(
+                table.c.study == name, table.c.objective_hash == objective_hash
+            )
+            found = connection.execute(query).mappings()
+            rows[table] = [dict(row) for row in found if row["plan_hash"] in numbers]
+    for row in rows[claims]:
+        row["number"] = numbers[row["plan_hash"]]
+    return rows
+
+
+def _queued(objective_hash: str, plans: Sequence[Plan]) -> dict[sa.Table, list[dict[str, Any]]]:
+    """Return the rows of trials to come of some plans, in their order."""
+    key = {"objective_hash": objective_hash}
+    return {claims: [{**key, **queued_row(plan, "fork", n)} for n, plan in enumerate(plans)]}
 
 
 def _fits(space: Space, plan: str) -> bool:
@@ -277,8 +308,14 @@ def _fits(space: Space, plan: str) -> bool:
 def _refuse_taken(storage: RDBStorage, name: str) -> None:
     """Refuse the name of a study that exists, be it Optuna's alone."""
     if find_study(storage, name) is not None:
-        raise ConfigError(
-            f"Study {name!r} is in {masked(storage.url)} already; choose another name"
-        )
+        raise _taken(storage, name)
     if optuna_attributes(storage, name) is not None:
         raise no_study(storage, name)
+
+
+def _taken(storage: RDBStorage, name: str) -> ConfigError:
+    """Return the error for a name that a study has; a copy or fork may have been made before."""
+    return ConfigError(
+        f"Study {name!r} is in {masked(storage.url)} already; go on with that one, or choose "
+        "another name"
+    )

@@ -28,7 +28,7 @@ from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.storage.tables import SCHEMA
 from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.study import Ending, Study
-from circuitsearch.search.transfer import copy, fork
+from circuitsearch.search.transfer import copy, fork, list_studies
 from circuitsearch.search.units import Choices
 from circuitsearch.search.upgrade import upgrade
 from tests.search_fixtures import Landscape, teacher_shape
@@ -313,6 +313,43 @@ def test_copies_and_forks_keep_what_was_measured(memory: RDBStorage, name: str) 
     new = fork(memory, name, f"{name}-tight", tight, {"steps": 3}, 11, admit=other)
     checked(new, tight, other)
     assert 0 < new.status().measured < 20
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_fork_measures_before_it_writes_anything(
+    memory: RDBStorage, name: str, steps: int
+) -> None:
+    room, machine = space("45%"), Machine()
+    study = opened(memory, name, room)
+    study.run(Landscape.random(room, 5).measure, 12, admit=machine)
+    figures = sorted(curved(Plan.parse(one.plan)) for one in study.trials())
+    tight, other, forked = space(f"{figures[8]}ns"), Machine(), f"{name}-tight"
+
+    def stopped(plan: Plan) -> Mapping[str, int]:
+        assert forked not in {one.name for one in list_studies(memory)}
+        if len(other.asked) == 3:
+            raise KeyboardInterrupt
+        return other(plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        fork(memory, name, forked, tight, {"steps": steps}, 11, admit=stopped)
+    with pytest.raises(ConfigError, match="pass admit"):
+        fork(memory, name, forked, tight, {"steps": steps}, 11)
+    again = Machine()
+    new = fork(memory, name, forked, tight, {"steps": steps}, 11, best=2, admit=again)
+    trials = new.trials()
+    assert 0 < checked(new, tight, again) + len(trials) <= 12
+    if steps == 3:
+        assert {one.state for one in trials} == {"measured"}
+    else:  # no more is measured than is needed
+        assert [one.source for one in trials] == ["fork"] * 2
+        assert len(again.asked) == 2 + new.status().refused
+    # What was measured is known to whoever runs it.
+    new.run(Landscape.random(tight, 5).measure, len(trials), admit=again)
+    assert set(again.asked.values()) == {1}
+    verdict = new.speed(Plan.parse(trials[0].plan))
+    assert verdict is not None
+    assert verdict.amounts[LATENCY] == curved(Plan.parse(trials[0].plan))
 
 
 # Several workers

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from circuitsearch.core.errors import ConfigError, StorageError, TrainingError
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
+from circuitsearch.search import transfer
 from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.storage.ledger import Terms
 from circuitsearch.search.storage.tables import SCHEMA, results
@@ -26,7 +29,8 @@ from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.study import Study
 from circuitsearch.search.transfer import backup, copy, fork, list_studies
 from circuitsearch.search.upgrade import upgrade
-from tests.search_fixtures import Landscape, limit, make_space
+from tests.search_fixtures import Landscape, kill_at_statement, limit, make_space
+from tests.search_processes import processes
 
 LIMITS: tuple[str | LimitSpec, ...] = ("40%", limit("50%", "macs"))
 SPACE = make_space(*LIMITS)
@@ -174,6 +178,79 @@ def test_a_fork_with_another_objective_starts_from_the_best(memory: RDBStorage, 
     # Plans that the new space has no words for are left behind.
     tiny = fork(memory, name, f"{name}-tiny", make_space(layers=1), OBJECTIVE, 11)
     assert {one.plan for one in tiny.measurements()} <= {"C0"}
+
+
+def fork_and_die(url: str, new: str, objective: dict[str, int], statement: int) -> None:
+    """Fork, and die by SIGKILL before that SQL statement."""
+    storage = open_storage(url)
+    kill_at_statement(storage, statement)
+    fork(storage, "old", new, SPACE, objective, 11)
+
+
+_WRITES = ("circuitsearch_studies", "circuitsearch_claims", "circuitsearch_results")
+
+
+@pytest.mark.parametrize(
+    ("place", "objective"),
+    [("database", OBJECTIVE), ("database", {"steps": 600}), ("postgres", OBJECTIVE)],
+)
+def test_a_killed_fork_is_there_completely_or_not_at_all(
+    request: pytest.FixtureRequest, place: str, objective: dict[str, int]
+) -> None:
+    url = str(request.getfixturevalue(place))
+    storage = open_storage(url)
+    busy(storage, "old")
+    statements: list[str] = []
+    noted = ("before_cursor_execute", lambda *event: statements.append(event[2].strip()))
+    sa.event.listen(storage.engine, *noted)
+    expected = content(fork(storage, "old", "undisturbed", SPACE, objective, 11))
+    sa.event.remove(storage.engine, *noted)
+    seen = shown(storage, "undisturbed")
+    assert expected
+    for table in (*_WRITES, "studies", "trials"):  # our own, then Optuna's
+        places = [n for n, text in enumerate(statements, 1) if f"INSERT INTO {table} " in text]
+        if not places:
+            continue
+        new = f"killed-at-{table}"
+        child = processes().Process(target=fork_and_die, args=(url, new, objective, places[0]))
+        child.start()
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL
+        complete = new in {one.name for one in list_studies(storage)}
+        assert complete == (table not in _WRITES)
+        if complete:
+            with pytest.raises(ConfigError, match="already; go on with that one"):
+                fork(storage, "old", new, SPACE, objective, 11)
+            Study.attach(storage, new).repair_mirror()  # as `run` does
+        else:
+            fork(storage, "old", new, SPACE, objective, 11)
+        assert content(StudyView(storage, new)) == expected
+        assert shown(storage, new) == seen
+    close_storage(storage)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda storage, name, new: copy(storage, storage, name, new),
+        lambda storage, name, new: fork(storage, name, new, SPACE, OBJECTIVE, 11),
+    ],
+    ids=["copy", "fork"],
+)
+def test_of_two_that_take_one_name_the_later_is_refused(
+    memory: RDBStorage,
+    name: str,
+    make: Callable[[RDBStorage, str, str], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = busy(memory, name)
+    taken = f"{name}-taken"
+    # As when the other one comes between the look and the writing.
+    monkeypatch.setattr(transfer, "_refuse_taken", lambda *_: opened(memory, taken))
+    with pytest.raises(ConfigError, match=f"Study '{taken}' is in .* already"):
+        make(memory, name, taken)
+    assert StudyView(memory, taken).trials() == []
+    assert content(StudyView(memory, name)) == content(old)
 
 
 def test_studies_of_the_first_schema_are_converted(database: Path) -> None:

@@ -31,7 +31,7 @@ from circuitsearch.core.errors import TrainingError, integer_problems, number_pr
 from circuitsearch.core.files import canonical_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.storage.mirror import Mirror
-from circuitsearch.search.storage.rows import Outcome, Row, finished, read_row
+from circuitsearch.search.storage.rows import Outcome, Row, finished, queued_row, read_row
 from circuitsearch.search.storage.tables import claims, results
 from circuitsearch.search.storage.transactions import Locked, clock, locked, reading
 
@@ -342,8 +342,7 @@ class Ledger:
 
     def _new(self, plan: Plan, source: str, number: int) -> dict[str, Any]:
         """Return the row of a plan that is to be evaluated."""
-        about = {"plan_hash": plan.hash, "plan": str(plan), "source": source, "number": number}
-        return {**self._key, **about, "state": "queued", "deaths": 0}
+        return {**self._key, **queued_row(plan, source, number)}
 
     def _of(self, query: sa.Select[Any]) -> sa.Select[Any]:
         """Restrict a query to this study and objective."""

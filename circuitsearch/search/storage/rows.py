@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import RowMapping
 
 from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
 from circuitsearch.search.storage.mirror import Finished
 from circuitsearch.search.storage.workers import is_dead
 
-__all__ = ["Outcome", "Row", "finished", "is_stale", "read_row"]
+__all__ = ["Outcome", "Row", "finished", "is_stale", "queued_row", "read_row"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ def read_row(row: RowMapping, now: float) -> Row:
         outcome=outcome,
         stale=row["state"] == "running" and is_stale(row["worker"], row["lease_until"], now),
     )
+
+
+def queued_row(plan: Plan, source: str, number: int) -> dict[str, Any]:
+    """Return the claim of a plan that is to be evaluated, without study and objective."""
+    about = {"plan_hash": plan.hash, "plan": str(plan), "source": source, "number": number}
+    return {**about, "state": "queued", "deaths": 0}
 
 
 def is_stale(worker: str | None, lease_until: float | None, now: float) -> bool:

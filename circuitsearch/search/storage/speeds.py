@@ -21,7 +21,7 @@ from circuitsearch.search.storage.rows import is_stale
 from circuitsearch.search.storage.tables import speeds
 from circuitsearch.search.storage.transactions import Locked, locked, reading
 
-__all__ = ["Speeds", "Verdict"]
+__all__ = ["Speeds", "Verdict", "measured_row"]
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,9 @@ class Speeds:
             row = held.connection.execute(query).mappings().one_or_none()
             if row is not None and row["amounts"] is not None:
                 return _verdict(row)
-            values = {
-                "state": "refused" if verdict.refused else "admitted",
-                "amounts": canonical_json(dict(verdict.amounts)),
-                "device": verdict.where,
-                "worker": worker,
-                "lease_until": None,
-                "recorded": held.now,
-            }
+            values = measured_row(verdict, held.now, worker)
             if row is None:
-                about = {"plan_hash": verdict.plan_hash, "plan": verdict.plan}
-                new = {"study": self._study, **about, **values}
+                new = {"study": self._study, **values}
                 held.connection.execute(sa.insert(speeds).values(new))
             else:
                 self._change(held, verdict.plan_hash, values)
@@ -166,6 +158,20 @@ class Speeds:
     def _of(self, statement: Any) -> Any:
         """Restrict a statement to this study."""
         return statement.where(speeds.c.study == self._study)
+
+
+def measured_row(verdict: Verdict, now: float, worker: str | None = None) -> dict[str, Any]:
+    """Return the row of a plan, without study, that was measured at that time of the database."""
+    return {
+        "plan_hash": verdict.plan_hash,
+        "plan": verdict.plan,
+        "state": "refused" if verdict.refused else "admitted",
+        "amounts": canonical_json(dict(verdict.amounts)),
+        "device": verdict.where,
+        "worker": worker,
+        "lease_until": None,
+        "recorded": now,
+    }
 
 
 def _verdict(row: Any) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +29,12 @@ __all__ = [
     "LEGACY",
     "MIRROR",
     "Locked",
+    "Rows",
     "StudyRow",
     "clock",
     "create_study",
     "find_study",
+    "insert_study",
     "locked",
     "no_study",
     "optuna_attributes",
@@ -46,6 +48,9 @@ LEGACY = "circuitsearch:identity"
 """Attribute of an Optuna study by which a study of schema 1 is known."""
 MIRROR = "circuitsearch:mirror"
 """Attribute of an Optuna study by which a mirror is known: the name of the mirrored study."""
+
+Rows = Mapping[sa.Table, Sequence[Mapping[str, Any]]]
+"""Rows by table."""
 
 _one_connection = threading.RLock()  # that of a database in memory
 
@@ -181,26 +186,55 @@ def create_study(
     identity: Mapping[str, Any],
     config: Any = None,
     versions: Mapping[str, Any] | None = None,
+    further: Rows | None = None,
 ) -> bool:
-    """Write a study's row; return False when there is one of that name already.
+    """Write a new study; return False when there is one of that name already.
+
+    Args:
+        storage: from `open_storage`.
+        name: the study's name.
+        identity: what it is about (`view.study_identity`).
+        config: see `StudyRow`, like the next.
+        versions: see there.
+        further: rows of other tables that it begins with.
 
     Raises:
         DataError: what is to be stored is not plain JSON.
-        StorageError: the database fails.
+        StorageError: the database fails; nothing was written then.
     """
-    row: dict[str, Any] = {
+    with reading(storage) as connection:
+        created = clock(connection)
+    row = {
         "name": name,
         "identity": canonical_json(identity),
         "config": None if config is None else canonical_json(config),
         "versions": None if versions is None else canonical_json(versions),
         "schema_version": SCHEMA,
         "stop": 0,
+        "created": created,
     }
-    with storage_errors(storage.url):
+    return insert_study(storage, {studies: [row], **(further or {})})
+
+
+def insert_study(storage: RDBStorage, rows: Rows) -> bool:
+    """Write all rows of a new study in one transaction: it is there completely or not at all.
+
+    Args:
+        storage: from `open_storage`.
+        rows: the study's row and all that belong to it.
+
+    Returns:
+        False when there is a study of that name already; nothing was written then.
+
+    Raises:
+        StorageError: the database fails; nothing was written then.
+    """
+    with _turn(storage), storage_errors(storage.url):
         try:
             with storage.engine.begin() as connection:
-                row["created"] = clock(connection)
-                connection.execute(sa.insert(studies).values(row))
+                for table, entries in rows.items():
+                    if entries:
+                        connection.execute(sa.insert(table), list(entries))
         except IntegrityError:  # this one or another process was first
             return False
     return True
