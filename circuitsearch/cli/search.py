@@ -70,7 +70,6 @@ def open_pipeline(
 
 def join_study(
     storage: RDBStorage,
-    url: str,
     name: str,
     output: Path | None,
     overrides: list[str] | None,
@@ -96,7 +95,7 @@ def join_study(
     # A folder of its own: several workers may share a machine, and features are per folder.
     folder = output or Path(f"{study.config['output']}-worker-{os.getpid()}")
     given = {**study.config, "output": str(folder)}
-    given["search"] = {**given["search"], "storage": url}
+    given["search"] = {**given["search"], "storage": storage.url}
     work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
     _claims.append(work.claim())
     work.write_config()

@@ -241,7 +241,7 @@ def worker_command(
     with _opened(storage) as (opened, name):
         chosen = _named(opened, study or name)
         on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")
-        ending = join_study(opened, storage, chosen, output, override, quiet)
+        ending = join_study(opened, chosen, output, override, quiet)
     people().print(f"study {chosen}: {ending}", markup=False)
 
 

@@ -182,6 +182,8 @@ def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
     joining = ["worker", "--storage", database, "--output", tmp_path / "worker"]
     circuitsearch(*joining)  # the budget is spent: nothing to do
     assert json.loads(circuitsearch("status", database, "--json").stdout)["measured"] == 3
+    at_worker = json.loads(circuitsearch("status", tmp_path / "worker", "--json").stdout)
+    assert at_worker["measured"] == 3
     circuitsearch(*joining, "-o", "search.trainings=4")
     after = json.loads(circuitsearch("status", database, "--json").stdout)
     assert after["measured"] == 4

@@ -192,6 +192,8 @@ def test_passwords_are_masked_everywhere() -> None:
         storage_url("  ")
     with pytest.raises(StorageError, match="allowed are a path"):
         storage_url("redis://h")
+    with pytest.raises(StorageError, match="there is no such user"):
+        storage_url("~nobody-of-that-name/study.db")
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

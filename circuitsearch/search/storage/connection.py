@@ -79,7 +79,11 @@ def storage_url(url_or_path: str | os.PathLike[str]) -> URL:
     if "://" not in text:
         if not text.strip():
             raise StorageError(f"Storage: got an empty text, allowed are {_FORMS}")
-        return URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            raise StorageError(f"Storage {text}: there is no such user; give a full path") from None
+        return URL.create("sqlite", database=str(path.absolute()))
     try:
         url = make_url(re.sub(r"^postgres://", "postgresql://", text))
     except (SQLAlchemyError, ValueError):
