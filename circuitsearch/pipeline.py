@@ -146,7 +146,12 @@ class Pipeline:
         """The plans to distil first, by source."""
         known = self.prior, self.circuit, self.elastic, self.pages["score"]
         return stages.warm_start(
-            self.work, self.teacher, self.space, *known, findings=lambda: self.findings(["plans"])
+            self.work,
+            self.teacher,
+            self.space,
+            *known,
+            findings=lambda: self.findings(["plans"]),
+            proposals=self._proposed,
         )
 
     @cached_property
@@ -162,14 +167,19 @@ class Pipeline:
     @cached_property
     def baselines(self) -> list[tuple[str, Proposal]]:
         """What published methods propose under the same budget."""
-        names = self.work.config.baselines
-        return stages.propose(self.work, self.teacher, self.features["train"], self.space, names)
+        return self._proposed(self.work.config.baselines)
+
+    def _proposed(self, names: Sequence[str]) -> list[tuple[str, Proposal]]:
+        given = self.work, self.teacher, self.features["train"], self.space
+        return stages.propose(*given, names)
 
     @cached_property
     def rows(self) -> tuple[ResultRow, ...]:
         """The final comparison on fresh pages: teacher, baselines, the search's best."""
         found = self.untrained, self.baselines, self.study, self.chosen
-        return stages.compare(self.work, self.trainer, *found, self.scores)
+        warm = self._proposed(self.work.config.warm_baselines)
+        passes = self.scores.passes + sum(one.passes for _, one in warm)
+        return stages.compare(self.work, self.trainer, *found, passes)
 
     def run(self) -> dict[str, Any]:
         """Run all stages and write the report.

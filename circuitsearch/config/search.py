@@ -131,6 +131,15 @@ class SearchConfig(Section):
         return self.search.sampler or ("elastic" if self.elastic.steps else "circuit")
 
     @property
+    def warm_baselines(self) -> list[str]:
+        """Names of the published methods whose plans are distilled first."""
+        named = self.search.warm_baselines
+        if named is not None:
+            return named
+        coarse = self.space.attention == "whole" and not self.space.widths
+        return [] if coarse else ["taylor", "finercut"]
+
+    @property
     def work(self) -> Path:
         """Folder of everything that can be made again (features, states, trained students)."""
         return self.output / "work"

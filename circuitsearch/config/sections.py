@@ -278,6 +278,11 @@ class StudyConfig(Section):
         0, description="plans that follow from the published analyses (docs/analyses.md)"
     )
     warm_elastic: Natural = Field(3, description="best plans of the elastic teacher")
+    warm_baselines: list[str] | None = Field(
+        None,
+        description="published methods whose plans are distilled first, by name "
+        "(docs/baselines.md); null: taylor and finercut where heads or widths are units, else none",
+    )
     promote: Natural = Field(
         0, description="best plans to distil again in full (final.steps) before one is chosen"
     )
@@ -288,6 +293,20 @@ class StudyConfig(Section):
     lease_seconds: Positive = Field(
         120, description="a worker that is silent for so long gives its plan back"
     )
+
+    @field_validator("warm_baselines")
+    @classmethod
+    def _with_plans(cls, names: list[str] | None) -> list[str] | None:
+        if not names:
+            return names
+        from circuitsearch.students.baselines import BASELINES
+
+        plans = [name for name, one in BASELINES.items() if one.kind in ("plan", "plans")]
+        faults = [choice_problem("baseline", name, plans) for name in names if name not in plans]
+        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return names
 
     @field_validator("sampler")
     @classmethod

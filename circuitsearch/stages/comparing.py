@@ -26,7 +26,6 @@ from circuitsearch.core.answers import Answers
 from circuitsearch.core.errors import TrainingError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.core.scores import Scores
 from circuitsearch.search.study import Study
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
 from circuitsearch.students.baselines import BASELINES, Proposal
@@ -69,7 +68,7 @@ def compare(
     baselines: Sequence[tuple[str, Proposal]],
     study: Study,
     chosen: Study,
-    scores: Scores,
+    passes: int,
 ) -> tuple[ResultRow, ...]:
     """Measure teacher, baselines and the search's best on the final pages, all seeds.
 
@@ -80,7 +79,7 @@ def compare(
         baselines: what published methods propose, by the method's name.
         study: the search's study.
         chosen: the phase whose best plan is handed over; the study itself without promotion.
-        scores: of the teacher's components.
+        passes: spent on scores and on published methods before the first training.
     """
     lost: list[str] = []  # rows without a student
     entries = _exhaustive(work, trainer, untrained, study)
@@ -93,7 +92,7 @@ def compare(
         with _noting(name, lost):
             runs[name] = _runs(work, trainer, entry)
     entries = {name: entry for name, entry in entries.items() if name in runs}
-    best = _best(work, untrained, study, chosen, scores)
+    best = _best(work, untrained, study, chosen, passes)
     best.notes += [f"a row is left out: {one}" for one in lost]
     entries[BEST] = best
     runs[BEST] = [_run(work, trainer, best, seed) for seed in work.config.final.seeds]
@@ -242,9 +241,7 @@ def _baseline(
     return shown
 
 
-def _best(
-    work: Workspace, untrained: Ranking, study: Study, chosen: Study, scores: Scores
-) -> _Entry:
+def _best(work: Workspace, untrained: Ranking, study: Study, chosen: Study, passes: int) -> _Entry:
     """Return what the search hands over, and what finding it took (final trainings left out)."""
     config = work.config
     plan = best_of(chosen)
@@ -257,4 +254,4 @@ def _best(
         questions = config.elastic.steps * config.elastic.batch
         spent.append((1, math.ceil(questions / config.distill.batch)))
     sweeps = len(untrained) if config.elastic.steps else 0
-    return _Entry(plan, source, SearchCost(tuple(spent), scores.passes + sweeps))
+    return _Entry(plan, source, SearchCost(tuple(spent), passes + sweeps))

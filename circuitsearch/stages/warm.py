@@ -7,8 +7,9 @@ Every source proposes plans by the same integer program over its own numbers (`s
     pairs     effects and pair effects on the elastic teacher: what is needed after recovery
     elastic   the ranking under the elastic teacher
 
-One source follows a rule instead: `findings`, the published analyses of the teacher, which say what
-a student has to keep (`discovery.analyses.plan_rule`).
+Two kinds of sources follow rules of their own: `findings`, the published analyses of the teacher,
+which say what a student has to keep (`discovery.analyses.plan_rule`), and published pruning methods
+(`students.baselines`), each under its own name and as near as the space comes to its plan.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from circuitsearch.discovery.analyses.plan_rule import Evidence, plans_from
 from circuitsearch.discovery.patching.components import effects, pair_effects
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.search.knapsack import pool, sweep_budget
+from circuitsearch.search.nearest import nearest
 from circuitsearch.search.program import Interaction
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.worths import edge_worths, pair_worths, unit_worths
+from circuitsearch.students.baselines import Proposal
 from circuitsearch.students.features import Features
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.walk import Walk
@@ -79,6 +82,7 @@ def warm_start(
     elastic: ResidualDecoder | None,
     pages: Sequence[Page],
     findings: Callable[[], Mapping[str, Finding]],
+    proposals: Callable[[Sequence[str]], Sequence[tuple[str, Proposal]]],
 ) -> WarmPlans:
     """Return the plans to distil first, each labelled with its source.
 
@@ -91,6 +95,7 @@ def warm_start(
         elastic: The elastic teacher's decoder.
         pages: Pages on which pairs are measured.
         findings: Runs the published analyses; called where a plan is to follow from them.
+        proposals: Asks baselines by name; the first plan of each is taken.
     """
     settings = work.config.search
     known_worths = prior.array(space)
@@ -120,10 +125,31 @@ def warm_start(
         known = {plan.hash for plan, _ in found}
         derived = (plan for plan in plans_of(space, findings()) if plan.hash not in known)
         found += [(plan, "findings") for plan in islice(derived, settings.warm_findings)]
+    if work.config.warm_baselines:
+        fill = scored[0] or [0.0] * len(space.units)
+        found += _published(work, space, fill, proposals, {plan.hash for plan, _ in found})
     known = {plan.hash for plan, _ in found}
     ranked = sorted(prior.ranking, key=lambda row: (row[1], str(row[0])))
     fresh = [plan for plan, _ in ranked if plan.hash not in known]
     return found + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
+
+
+def _published(
+    work: Workspace,
+    space: Space,
+    worths: Sequence[float],
+    proposals: Callable[[Sequence[str]], Sequence[tuple[str, Proposal]]],
+    known: set[str],
+) -> WarmPlans:
+    """Return plans of published methods that are not known yet, each under its method's name."""
+    found: dict[str, tuple[Plan, str]] = {}
+    met: set[str] = set()
+    for name, proposal in proposals(work.config.warm_baselines):
+        if name not in met:
+            plan = nearest(proposal.plan, space, worths)
+            found.setdefault(plan.hash, (plan, name))
+        met.add(name)
+    return [entry for plan_hash, entry in found.items() if plan_hash not in known]
 
 
 def plans_of(space: Space, findings: Mapping[str, Finding]) -> list[Plan]:

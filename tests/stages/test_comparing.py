@@ -106,7 +106,7 @@ def test_of_random_draws_the_median_is_shown_wherever_it_stands(
 
     monkeypatch.setattr(made.trainer, "answered", answered)
     rows = compare(
-        made.work, made.trainer, made.untrained, drawn, made.study, made.chosen, made.scores
+        made.work, made.trainer, made.untrained, drawn, made.study, made.chosen, made.scores.passes
     )
     (random,) = [one for one in rows if one.name == "random"]
     assert random.plan == plans[(best + 1) % 3]
@@ -134,7 +134,7 @@ def test_a_training_that_fails_ends_no_comparison(
 
     monkeypatch.setattr(made.trainer, "answered", answered)
     monkeypatch.setattr(type(made.trainer), "__call__", call)
-    given = made.untrained, made.baselines, made.study, made.chosen, made.scores
+    given = made.untrained, made.baselines, made.study, made.chosen, made.scores.passes
     rows = {one.name: one for one in compare(made.work, made.trainer, *given)}
     assert [*rows] == [one.name for one in made.rows if one.name != "magnitude"]
     assert rows["T1"].seeds == (0,)

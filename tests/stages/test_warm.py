@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from circuitsearch.core.findings import Finding, Verdict
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.knapsack import total
+from circuitsearch.search.nearest import nearest
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
@@ -22,6 +24,7 @@ from circuitsearch.search.worths import unit_worths
 from circuitsearch.stages.inputs import fit
 from circuitsearch.stages.warm import plans_of, replaced_worths, warm_start
 from circuitsearch.students import build_student, fit_replacements
+from circuitsearch.students.baselines import Proposal
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.teacher.decoders import residual_decoder
@@ -165,7 +168,40 @@ def test_a_search_begins_with_plans_of_findings_where_it_asks_for_them(
         runs.append(1)
         return FINDINGS
 
-    plans = warm_start(searched, tiny_teacher, space, prior, {}, None, [], findings)
+    plans = warm_start(searched, tiny_teacher, space, prior, {}, None, [], findings, unasked)
     assert plans[0] == (derived[0], "scores")
     assert plans[1:] == [(plan, "findings") for plan in derived[1 : 1 + wanted]]
     assert len(runs) == min(wanted, 1)  # analyses take minutes: none runs unasked
+
+
+def unasked(names: Sequence[str]) -> list[tuple[str, Proposal]]:
+    raise AssertionError(f"asked for {names}")
+
+
+def test_heads_and_widths_begin_with_plans_of_published_methods(
+    work: Workspace, tiny_teacher: Teacher
+) -> None:
+    fine = SpaceConfig(attention="heads", widths=[4, 8])
+    settings = StudyConfig(warm_edges=0, warm_pairs=0, warm_elastic=0)
+    config = work.config.model_copy(update={"search": settings, "space": fine})
+    choices = Choices("heads", (4, 8))
+    limit = room_for(tiny_teacher, "M0 C2 S3 C3", "parameters")
+    space = Space(tiny_teacher.shape, Budget.resolve([limit], tiny_teacher.shape), choices)
+    prior = Prior(dict.fromkeys(space.names, 1.0))
+    searched = Workspace(config, work.say)
+    known = (searched, tiny_teacher, space, prior, {}, None, [])
+    effects = warm_start(*known, findings=dict, proposals=lambda names: [])
+    offered = [Plan.parse("S0[1] M0:5 C3"), Plan.parse("C2[0] C3[1]"), effects[0][0]]
+    asked: list[Sequence[str]] = []
+
+    def proposals(names: Sequence[str]) -> list[tuple[str, Proposal]]:
+        asked.append(names)
+        pairs = zip(["taylor", "taylor", "finercut"], offered, strict=True)
+        return [(name, Proposal(plan)) for name, plan in pairs]
+
+    plans = warm_start(*known, findings=dict, proposals=proposals)
+    assert asked == [["taylor", "finercut"]]
+    # the first plan of each method, unless the effects ask for the very same one
+    near = nearest(offered[0], space, [1.0] * len(space.units))
+    assert plans == [*effects, (near, "taylor")]
+    assert space.feasible(near)
