@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/students/budgets.py --work FOLDER
         --budgets 45 31 18 12 7 --steps 300 --out results/students/budgets
 
-Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, and its
-best stands beside the baselines on fresh pages, each distilled with three seeds for `--steps`.
+Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, twenty
+where heads and widths are chosen, and its best stands beside the baselines on fresh pages, each distilled with three seeds for `--steps`.
 Tables that OUT.json has are not made again; OUT.md and OUT.svg show all that it holds.
 """
 
@@ -25,7 +25,11 @@ from circuitsearch.progress import reporter
 from circuitsearch.show.rows import ResultRow
 from circuitsearch.workspace import Workspace
 
-_PARTS = ["space.attention=counts", "space.widths=[32, 64, 128]"]
+_PARTS = [
+    "space.attention=counts",
+    "space.widths=[32, 64, 128, 192, 256, 384]",
+    "search.trainings=20",
+]
 BUDGETS: dict[str, list[str]] = {
     "45": ["budget=[{quantity: parameters, limit: 45%}]"],
     # the paper's coarse pair
