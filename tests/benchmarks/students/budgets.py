@@ -4,7 +4,8 @@
         --budgets 45 31 18 12 7 --steps 300 --out results/students/budgets
 
 Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, twenty
-where heads and widths are chosen, and its best stands beside the baselines on fresh pages, each distilled with three seeds for `--steps`.
+where heads and widths are chosen, and its best stands beside the baselines on fresh pages, each
+distilled with three seeds for `--steps`.
 Tables that OUT.json has are not made again; OUT.md and OUT.svg show all that it holds.
 """
 
