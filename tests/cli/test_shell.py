@@ -41,7 +41,7 @@ def test_commands_sub_commands_and_keys_are_completed() -> None:
     assert completed("circuitsearch va", 1) == ["validate"]
     assert completed("circuitsearch graph ", 2) == ["write", "show"]
     found = completed("circuitsearch run x.yaml -o search.war", 4)
-    sources = ("scores", "edges", "pairs", "findings", "elastic")
+    sources = ("scores", "edges", "pairs", "findings", "elastic", "baselines")
     assert found == [f"search.warm_{name}=" for name in sources]
 
 
