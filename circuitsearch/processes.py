@@ -292,6 +292,9 @@ def _leave() -> None:
     """Close the connections, where others are left to close them with."""
     import torch.distributed
 
+    # A group that is still known somewhere keeps its threads. One of them may yet hold the tensors
+    # of the last meeting, and to let go of these without an interpreter aborts the process.
+    _control.cache_clear()
     with contextlib.suppress(RuntimeError, ValueError):
         torch.distributed.destroy_process_group()
 
