@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from circuitsearch.core.errors import choice_problem
+
 MOST = 10**9
 """Largest count that a search file may ask for; more is a slip, and would fill any memory."""
 
@@ -26,6 +28,15 @@ def _text(text: str) -> str:
 
 def _path(given: Any) -> Any:
     return _text(given) if isinstance(given, str) else given
+
+
+def checked_names(what: str, names: list[str], allowed: list[str]) -> list[str]:
+    """Return names that are all allowed and listed once; refuse others, all together."""
+    faults = [choice_problem(what, name, allowed) for name in names if name not in allowed]
+    faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return names
 
 
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]

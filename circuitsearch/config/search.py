@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from circuitsearch.core.errors import choice_problem
-
-from .base import FilePath, Natural, Positive, Section, Text
+from .base import FilePath, Natural, Positive, Section, Text, checked_names
 from .data import DataConfig, RenderedData
 from .sections import (
     AnalysesConfig,
@@ -72,11 +70,7 @@ class SearchConfig(Section):
         # imported here: the methods need torch, reading a configuration without them does not
         from circuitsearch.students.baselines import BASELINES
 
-        faults = [choice_problem("baseline", n, [*BASELINES]) for n in names if n not in BASELINES]
-        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
-        if faults:
-            raise ValueError("; ".join(faults))
-        return names
+        return checked_names("baseline", names, [*BASELINES])
 
     @field_validator("budget")
     @classmethod

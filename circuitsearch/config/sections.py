@@ -13,7 +13,7 @@ from circuitsearch.core.errors import ConfigError, PlanError, choice_problem
 from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
 from circuitsearch.search.units import AttentionUnits
 
-from .base import Count, Flag, Natural, Positive, Section, Text
+from .base import Count, Flag, Natural, Positive, Section, Text, checked_names
 
 LossName = Literal[
     "cross_entropy",
@@ -302,11 +302,7 @@ class StudyConfig(Section):
         from circuitsearch.students.baselines import BASELINES
 
         plans = [name for name, one in BASELINES.items() if one.kind in ("plan", "plans")]
-        faults = [choice_problem("baseline", name, plans) for name in names if name not in plans]
-        faults += [f"{n} is listed twice" for n in dict.fromkeys(names) if names.count(n) > 1]
-        if faults:
-            raise ValueError("; ".join(faults))
-        return names
+        return checked_names("baseline", names, plans)
 
     @field_validator("sampler")
     @classmethod

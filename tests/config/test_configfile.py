@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from circuitsearch.config import SearchConfig, StudyConfig
 from circuitsearch.configfile import dump_config, load_config
 from circuitsearch.core.errors import ConfigError
 
@@ -170,3 +171,22 @@ def test_without_an_elastic_teacher_nothing_asks_for_its_plans(tmp_path: Path) -
     )
     path.write_text(dump_config(config))  # and so it stays when it is read back
     assert load_config(path) == config
+
+
+def test_methods_to_begin_with_are_refused_together_and_follow_the_space():
+    faults = ["tailor", "random", "magnitude-unstructured", "taylor", "taylor"]
+    with pytest.raises(ValueError, match="did you mean 'taylor'") as refused:
+        StudyConfig(warm_baselines=faults)
+    for word in ("'random'", "'magnitude-unstructured'", "taylor is listed twice"):
+        assert word in str(refused.value)
+    budget = [{"quantity": "parameters", "limit": "30%"}]
+    for space, named, expected in (
+        ({}, None, []),
+        ({"attention": "counts"}, None, ["taylor", "finercut"]),
+        ({"widths": [8]}, None, ["taylor", "finercut"]),
+        ({"widths": [8]}, [], []),
+        ({}, ["puzzle"], ["puzzle"]),
+    ):
+        given = {"name": "a", "output": "b", "budget": budget, "space": space}
+        config = SearchConfig.model_validate({**given, "search": {"warm_baselines": named}})
+        assert config.warm_baselines == expected
