@@ -213,6 +213,7 @@ def test_no_trial_is_over_the_limit_and_no_plan_is_measured_twice(
     assert study.run(landscape.measure, 25, warm, admit=machine) is Ending.TRAININGS
     refused = checked(study, room, machine)
     assert refused > 0
+    assert study.phase("full", {"steps": 9}).status().refused == 0  # a phase refuses no plan
     limit = room.budget.limits[0].maximum
     fast = [str(plan) for plan, _ in warm if curved(plan) <= limit]
     assert 0 < len(fast) < len(warm)

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import multivariate_normal
 
 from circuitsearch.core.errors import ConfigError, InfeasibleError
 from circuitsearch.search.knapsack import greedy
@@ -31,6 +32,7 @@ from circuitsearch.search.samplers import (
     swapped,
     trial_bits,
 )
+from circuitsearch.search.samplers.ranked import regression
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit, make_space
@@ -270,6 +272,23 @@ def test_ranked_plans_outside_the_ranking_come_last() -> None:
         taken.append(sampler.propose(history))
     assert {space.plan(bits) for bits in taken[:3]} == set(plans[:3])
     assert {space.plan(bits) for bits in taken} == set(plans)
+
+
+def test_the_regression_behind_the_ranking_equals_its_definition() -> None:
+    """In the space of data: y ~ N(X w0, X V X' + noise), its density and what it says of w."""
+    rng = np.random.default_rng(5)
+    rows, values = rng.standard_normal((7, 6)), rng.uniform(size=7)
+    expected = np.array([0.5, 0.1, 0.0, 0.0, 0.0, 0.0])
+    prior = np.diag([1.0, 0.1**2, *[0.03**2] * 4])
+    spread = rows @ prior @ rows.T + 0.02**2 * np.eye(7)
+    gain = prior @ rows.T @ np.linalg.inv(spread)
+    density = multivariate_normal(rows @ expected, spread).logpdf(values)
+    facts = rows.T @ rows, rows.T @ values, float(values @ values), len(values)
+    likelihood, mean, covariance = regression(*facts, 0.1, 0.03)
+    # up to the constant of the normal density
+    assert likelihood == pytest.approx(density + 3.5 * np.log(2 * np.pi), rel=1e-9)
+    np.testing.assert_allclose(mean, expected + gain @ (values - rows @ expected), rtol=1e-7)
+    np.testing.assert_allclose(covariance, prior - gain @ rows @ prior, rtol=1e-6, atol=1e-12)
 
 
 def test_a_child_by_swaps_is_feasible_and_close_to_its_parent() -> None:

@@ -2,7 +2,7 @@
 
 One file per idea; a new one is a subclass of `FeasibleSampler` and a row in `REGISTRY`, and passes
 `tests/conformance/test_samplers.py`. Which is the default, and what each is worth on students that
-were really trained, is measured by `tests/benchmarks/samplers` (`results/search/samplers.md`).
+were really trained, is measured by `tests/benchmarks/samplers` (`results/search/samplers-*.md`).
 """
 
 from __future__ import annotations

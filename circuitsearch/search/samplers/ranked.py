@@ -25,7 +25,7 @@ from .base import FeasibleSampler, Objective
 from .history import Array, History
 from .prior import Prior, ranked_bits
 
-__all__ = ["RankedSampler"]
+__all__ = ["RankedSampler", "regression"]
 
 _SLOPES = (0.02, 0.05, 0.1, 0.2)  # quality per standard deviation of the judge's normal score
 _SPREADS = (0.01, 0.03, 0.1)  # standard deviation of what a unit adds to that, in quality
@@ -55,13 +55,10 @@ class RankedSampler(FeasibleSampler):
                 "search.sampler: 'elastic' needs the ranking of plans under the elastic teacher; "
                 "set elastic.steps above 0, or choose another sampler"
             )
-        self._bits, self._scores = ranked_bits(space, self.prior)
-        self._plans: list[Bits] = [tuple(row) for row in self._bits.astype(int).tolist()]
+        bits, scores = ranked_bits(space, self.prior)
+        self._plans: list[Bits] = [tuple(row) for row in bits.astype(int).tolist()]
         self._place = {bits: at for at, bits in enumerate(self._plans)}
-        mean = self._bits.mean(axis=0)
-        self._features = np.column_stack(
-            [np.ones(len(self._plans)), self._scores, self._bits - mean]
-        )
+        self._features = np.column_stack([np.ones(len(bits)), scores, bits - bits.mean(axis=0)])
 
     def candidates(
         self, history: History, rng: np.random.Generator, space: Space
@@ -88,51 +85,46 @@ class RankedSampler(FeasibleSampler):
 
     def _posterior(self, history: History) -> tuple[Array, Array]:
         """Return mean and covariance of (a, b, theta), the prior chosen by what explains most."""
-        rows, values = self._rows(history)
+        places = [self._place.get(bits) for bits in map(tuple, history.plans.astype(int).tolist())]
+        known = np.array([place is not None for place in places], dtype=bool)
+        rows = self._features[[place for place in places if place is not None]]
+        values = history.values[known]
         options = [(slope, spread) for slope in _SLOPES for spread in _SPREADS]
         if len(values) < _ENOUGH:
             options = [(0.1, 0.03)]
-        fits = [_regression(rows, values, slope, spread) for slope, spread in options]
+        facts = rows.T @ rows, rows.T @ values, float(values @ values), len(values)
+        fits = [regression(*facts, slope, spread) for slope, spread in options]
         _, mean, covariance = max(fits, key=lambda fit: fit[0])
         return mean, covariance
 
-    def _rows(self, history: History) -> tuple[Array, Array]:
-        """Return features and values of the measured plans that the ranking holds."""
-        known = [
-            (self._place[bits], value)
-            for bits, value in (
-                (tuple(int(bit) for bit in plan), value)
-                for plan, value in zip(history.plans, history.values, strict=True)
-            )
-            if bits in self._place
-        ]
-        rows = self._features[[place for place, _ in known]]
-        return rows, np.array([value for _, value in known], dtype=np.float64)
 
-
-def _regression(
-    rows: Array, values: Array, slope: float, spread: float
+def regression(
+    gram: Array, moments: Array, square: float, count: int, slope: float, spread: float
 ) -> tuple[float, Array, Array]:
-    """Return log marginal likelihood, posterior mean and covariance of (a, b, theta).
+    """Return log marginal likelihood (up to a constant), posterior mean and covariance.
+
+    The parameters are w = (a, b, theta), the data X w + noise = y. It costs units^3, however many
+    plans were measured: the matrix determinant lemma turns the likelihood's [m, m] covariance into
+    the parameters' precision.
 
     Args:
-        rows: features of measured plans, shape [m, 2 + units].
-        values: their qualities, shape [m].
+        gram: X'X, shape [2 + units, 2 + units].
+        moments: X'y, shape [2 + units].
+        square: y'y.
+        count: m, measured plans.
         slope: mean and standard deviation of b.
         spread: standard deviation of each theta.
     """
-    prior_mean = np.zeros(rows.shape[1])
-    prior_mean[0], prior_mean[1] = 0.5, slope
-    variance = np.full(rows.shape[1], spread**2)
+    expected = np.zeros(len(moments))
+    expected[0], expected[1] = 0.5, slope
+    variance = np.full(len(moments), spread**2)
     variance[0], variance[1] = 1.0, slope**2
-    residual = values - rows @ prior_mean
-    covariance = rows * variance @ rows.T + _NOISE**2 * np.eye(len(values))
-    _, size = np.linalg.slogdet(covariance)
-    weighted = np.linalg.solve(covariance, residual) if len(values) else residual
-    likelihood = -0.5 * float(residual @ weighted + size)
-    gain = (variance[:, None] * rows.T) if len(values) else np.zeros((rows.shape[1], 0))
-    mean = prior_mean + gain @ weighted
-    shrunk = gain @ np.linalg.solve(covariance, gain.T) if len(values) else 0.0
-    # A floor keeps the factorisation possible where a direction is fully determined.
-    posterior = np.diag(variance) - shrunk + 1e-10 * np.eye(rows.shape[1])
-    return likelihood, mean, posterior
+    left = (moments - gram @ expected) / _NOISE**2  # X'r / noise^2 of the residuals r
+    misfit = (square - 2 * expected @ moments + expected @ gram @ expected) / _NOISE**2
+    precision = np.diag(1 / variance) + gram / _NOISE**2
+    covariance = np.linalg.inv(precision)
+    covariance = 0.5 * (covariance + covariance.T)
+    _, size = np.linalg.slogdet(precision)
+    sizes = size + np.log(variance).sum() + count * np.log(_NOISE**2)
+    likelihood = -0.5 * float(misfit - left @ covariance @ left + sizes)
+    return likelihood, expected + covariance @ left, covariance

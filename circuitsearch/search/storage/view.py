@@ -172,9 +172,9 @@ class StudyView:
         return max(self.measurements(), key=lambda one: one.quality or 0.0, default=None)
 
     def status(self) -> StudyStatus:
-        """Return the number of trials per state."""
+        """Return the number of trials per state; plans are refused in the search, in no phase."""
         counts: Counter[str] = Counter(_state(row) for row in self._ledger.rows())
-        counts["refused"] = len(self._speeds.refused())
+        counts["refused"] = len(self._speeds.refused()) if self.phase_name is None else 0
         return StudyStatus(**{field.name: counts[field.name] for field in fields(StudyStatus)})
 
     def speed(self, plan: Plan) -> Verdict | None:

@@ -30,6 +30,8 @@ from circuitsearch.core.budget import Budget
 from circuitsearch.core.files import write_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape, EncoderShape, TeacherShape
+from circuitsearch.search.elastic import drawn
+from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import close_storage, masked, open_storage, storage_url
 from circuitsearch.search.storage.ledger import Ledger
@@ -41,6 +43,7 @@ from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit
 
 RESULT = Path(__file__).parents[3] / "results" / "search" / "overhead.json"
+RANKED = 4000
 PARTS = {
     "claim": (Ledger, "claim"),
     "history": (Recall, "history"),
@@ -59,6 +62,15 @@ def space_of_140_units() -> Space:
     choices = Choices(attention="heads", widths=(64, 128))
     limits = Budget.resolve([limit("40%"), limit("50%", "macs")], shape)
     return Space(shape, limits, choices)
+
+
+def knowledge(space: Space, landscape: Landscape) -> Prior:
+    """Return misleading worths of units, and a ranking by them of as many plans as a search has."""
+    worths = landscape.prior(0.6)
+    plans = dict.fromkeys(drawn(space, seed) for seed in range(RANKED))
+    array = [worths[name] for name in space.names]
+    losses = [-sum(w * b for w, b in zip(array, space.bits(plan), strict=True)) for plan in plans]
+    return Prior(worths, tuple(zip(plans, losses, strict=True)))
 
 
 def timed(owner: Any, name: str, taken: list[float]) -> Callable[[], None]:
@@ -82,7 +94,7 @@ def measure(url: str, sampler: str, trials: int) -> dict[str, Any]:
     landscape = Landscape.random(space, 0, noise=0.02)
     storage = open_storage(url)
     name = f"overhead-{uuid4().hex}"
-    study = Study.open(storage, name, space, {}, 0, sampler, landscape.prior(0.6))
+    study = Study.open(storage, name, space, {}, 0, sampler, knowledge(space, landscape))
     calls: dict[str, list[float]] = defaultdict(list)
     undo = [
         timed(owner or study._sampler, method, calls[part])
