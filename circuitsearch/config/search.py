@@ -122,7 +122,8 @@ class SearchConfig(Section):
     @property
     def sampler(self) -> str:
         """Name of the sampler."""
-        return self.search.sampler or ("elastic" if self.elastic.steps else "circuit")
+        ranked = self.elastic.steps > 0 and self.space.coarse
+        return self.search.sampler or ("elastic" if ranked else "circuit")
 
     @property
     def warm_baselines(self) -> list[str]:
@@ -130,8 +131,7 @@ class SearchConfig(Section):
         named = self.search.warm_baselines
         if named is not None:
             return named
-        coarse = self.space.attention == "whole" and not self.space.widths
-        return [] if coarse else ["taylor", "finercut"]
+        return [] if self.space.coarse else ["taylor", "finercut"]
 
     @property
     def work(self) -> Path:

@@ -171,6 +171,11 @@ class SpaceConfig(Section):
         default_factory=list, description="stand-ins offered wherever they are legal"
     )
 
+    @property
+    def coarse(self) -> bool:
+        """Whether sub-layers stay whole or go whole; replacements are whole ones, too."""
+        return self.attention == "whole" and not self.widths
+
     @field_validator("widths")
     @classmethod
     def _ascending(cls, widths: list[int]) -> list[int]:
@@ -263,8 +268,8 @@ class StudyConfig(Section):
     trainings: Count = Field(10, description="students to distil")
     sampler: Text | None = Field(
         None,
-        description="who proposes plans after the warm start; default `elastic`, without an "
-        "elastic teacher `circuit`",
+        description="who proposes plans after the warm start; default `elastic`, or `circuit` "
+        "without an elastic teacher and where heads or widths are units",
     )
     objective: Literal["single", "pareto"] = Field(
         "single", description="the best plan within the budget, or the best at every cost below"

@@ -173,20 +173,20 @@ def test_without_an_elastic_teacher_nothing_asks_for_its_plans(tmp_path: Path) -
     assert load_config(path) == config
 
 
-def test_methods_to_begin_with_are_refused_together_and_follow_the_space():
+def test_methods_to_begin_with_are_refused_together_and_follow_the_space_as_the_sampler_does():
     faults = ["tailor", "random", "magnitude-unstructured", "taylor", "taylor"]
     with pytest.raises(ValueError, match="did you mean 'taylor'") as refused:
         StudyConfig(warm_baselines=faults)
     for word in ("'random'", "'magnitude-unstructured'", "taylor is listed twice"):
         assert word in str(refused.value)
     budget = [{"quantity": "parameters", "limit": "30%"}]
-    for space, named, expected in (
-        ({}, None, []),
-        ({"attention": "counts"}, None, ["taylor", "finercut"]),
-        ({"widths": [8]}, None, ["taylor", "finercut"]),
-        ({"widths": [8]}, [], []),
-        ({}, ["puzzle"], ["puzzle"]),
+    for space, named, expected, sampler in (
+        ({}, None, [], "elastic"),
+        ({"attention": "counts"}, None, ["taylor", "finercut"], "circuit"),
+        ({"widths": [8]}, None, ["taylor", "finercut"], "circuit"),
+        ({"widths": [8]}, [], [], "circuit"),
+        ({"replacements": ["mean"]}, ["puzzle"], ["puzzle"], "elastic"),
     ):
         given = {"name": "a", "output": "b", "budget": budget, "space": space}
         config = SearchConfig.model_validate({**given, "search": {"warm_baselines": named}})
-        assert config.warm_baselines == expected
+        assert (config.warm_baselines, config.sampler) == (expected, sampler)

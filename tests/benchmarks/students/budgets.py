@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/students/budgets.py --work FOLDER
         --budgets 45 31 18 12 7 --steps 300 --out results/students/budgets
 
-Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, twenty
+Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, forty
 where heads and widths are chosen, and its best stands beside the baselines on fresh pages, each
 distilled with three seeds for `--steps`.
 Tables that OUT.json has are not made again; OUT.md and OUT.svg show all that it holds.
@@ -29,7 +29,7 @@ from circuitsearch.workspace import Workspace
 _PARTS = [
     "space.attention=counts",
     "space.widths=[32, 64, 128, 192, 256, 384]",
-    "search.trainings=20",
+    "search.trainings=40",
 ]
 BUDGETS: dict[str, list[str]] = {
     "45": ["budget=[{quantity: parameters, limit: 45%}]"],
