@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from circuitsearch.config import SearchConfig
@@ -40,6 +41,7 @@ BUDGETS: dict[str, list[str]] = {
     "12": ["budget=[{quantity: parameters, limit: 12.5%}]", *_PARTS],
     "7": ["budget=[{quantity: parameters, limit: 7.04%}]", *_PARTS],
 }
+_ZEROS = " (zeros, all MACs)"
 BASELINES = (
     "mint",
     "magnitude",
@@ -143,29 +145,48 @@ def _line(row: ResultRow, teacher: ResultRow) -> str:
 
 
 def drawn(tables: Mapping[str, Sequence[ResultRow]]) -> Figure:
-    """Return a panel per number of steps: share of the teacher's ANLS against parameters."""
-    lengths = sorted({_place(entry)[0] for entry in tables.items()})
-    figure = Figure(figsize=(5.5 * len(lengths), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(lengths), squeeze=False, sharey=True)[0]
-    for axes, steps in zip(panels, lengths, strict=True):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for name, rows in tables.items():
-            if _place((name, rows))[0] != steps:
-                continue
-            teacher = next(row for row in rows if row.phase == "teacher")
-            for row in rows:
-                point = 100 * row.parameters_share, 100 * row.quality / teacher.quality
-                lines.setdefault(row.name, []).append(point)
-        lines.pop("teacher")
+    """Return a panel per number of steps: share of the teacher's ANLS against parameters.
+
+    Rows of zeros keep all parameters and MACs; they are dotted, at the share of the other rows.
+    """
+    panels = {
+        steps: _points(tables, steps) for steps in sorted({_place(e)[0] for e in tables.items()})
+    }
+    names = sorted({name for lines in panels.values() for name in lines})
+    figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
+    drawings = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    shown: dict[str, Any] = {}
+    for axes, (steps, lines) in zip(drawings, panels.items(), strict=True):
         for name, points in sorted(lines.items()):
-            best = name == "best"
-            style: dict[str, Any] = {"color": "black", "linewidth": 2.5} if best else {}
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name, **style)
+            style: dict[str, Any] = {"color": colormaps["tab20"](names.index(name) % 20)}
+            if name == "best":
+                style = {"color": "black", "linewidth": 2.5}
+            if _ZEROS in name:
+                style["linestyle"] = ":"
+            shown[name] = axes.plot(*zip(*sorted(points), strict=True), marker="o", **style)[0]
         axes.set(title=f"{steps:,} steps", xlabel="parameters of the decoder, %")
         axes.axhline(100, color="grey", linewidth=0.8)
-    panels[0].set_ylabel("ANLS, % of the teacher's")
-    panels[-1].legend(fontsize=7)
+    drawings[0].set_ylabel("ANLS, % of the teacher's")
+    ordered = dict(sorted(shown.items()))
+    figure.legend(ordered.values(), ordered, loc="outside right upper", fontsize=7)
     return figure
+
+
+def _points(
+    tables: Mapping[str, Sequence[ResultRow]], steps: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return (share of parameters, share of the teacher's ANLS) by name, of one training length."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for entry in tables.items():
+        named = {row.name: row for row in entry[1]}
+        teacher = named.pop("teacher")
+        for row in named.values() if _place(entry)[0] == steps else ():
+            # zeros are stored and multiplied like other weights, so they have no place of their own
+            zeros = row.parameters_share == 1
+            share = named["best"].parameters_share if zeros else row.parameters_share
+            points = lines.setdefault(row.name + _ZEROS * zeros, [])
+            points.append((100 * share, 100 * row.quality / teacher.quality))
+    return lines
 
 
 if __name__ == "__main__":
