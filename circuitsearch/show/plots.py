@@ -19,6 +19,7 @@ from circuitsearch.core.budget import Limit
 from circuitsearch.core.cost import QUANTITIES, Quantity
 from circuitsearch.core.errors import ConfigError, DataError, choice_problem
 from circuitsearch.core.files import write_bytes
+from circuitsearch.show.label_places import columns, spread
 from circuitsearch.show.report_canvas import (
     BASELINE,
     BEST,
@@ -37,6 +38,8 @@ from circuitsearch.show.text import count, one_line
 __all__ = ["Measure", "pareto_front", "quality_against_cost", "quality_svg"]
 
 Measure = Literal["quality", "loss"]
+_NAME, _BESIDE, _COLUMN = 12.0, 24.0, 70.0
+"""Height of a name, its distance from the points and the width of its column, in points."""
 _MEASURES = {"quality": "ANLS (higher is better)", "loss": "Answer loss in nats (lower is better)"}
 
 
@@ -169,11 +172,13 @@ def _draw(
         axes.axvline(limit.maximum, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
         axes.annotate(
             label(text),
-            (limit.maximum, 1.0),
+            (limit.maximum, 0.0),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(4, -3),
+            xytext=(-3, 4),
             textcoords="offset points",
-            va="top",
+            ha="right",
+            va="bottom",
+            rotation=90,
             fontsize=9,
         )
     front = pareto_front([*named, *cloud], quantity, measure)
@@ -253,30 +258,29 @@ def _finish(axes: Any, named: Sequence[ResultRow], quantity: Quantity, measure: 
 
 
 def _label(axes: Any, named: Sequence[ResultRow], quantity: Quantity, measure: Measure) -> None:
-    """Write the names beside their points, each where it covers no other name."""
+    """Write the names beside their points, in the order of their heights, with a line to each."""
     points_per_pixel = 72 / axes.figure.dpi
-    taken: list[tuple[float, float, float, float]] = []
-    for row in named:
-        point = (_cost(row, quantity), _value(row, measure))
-        x, y = axes.transData.transform(point) * points_per_pixel
-        name = label(row.name)
-        width, height = 6.0 * len(name), 11.0  # of a 9-point font, roughly
-        # Right above, right below, then further up: the first place that is free.
-        for right, up in ((8.0, 6.0), (8.0, -14.0), *((8.0, 18.0 + 11 * n) for n in range(20))):
-            box = (x + right, y + up, x + right + width, y + up + height)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        taken.append(box)
-        axes.annotate(
-            name, point, xytext=(right, up), textcoords="offset points", fontsize=9, zorder=5
-        )
-
-
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
-    """Whether two boxes (left, bottom, right, top) share an area."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    points = [(_cost(row, quantity), _value(row, measure)) for row in named]
+    places = axes.transData.transform(points) * points_per_pixel
+    frame = axes.get_window_extent()
+    low, high = (edge * points_per_pixel for edge in (frame.y0 + _NAME, frame.y1 - _NAME))
+    for column in columns(places[:, 0].tolist(), _COLUMN):
+        right = max(places[at, 0] for at in column) + _BESIDE
+        heights = spread([places[at, 1] for at in column], _NAME, low, high)
+        for at, height in zip(column, heights, strict=True):
+            axes.annotate(
+                label(named[at].name),
+                points[at],
+                xytext=(right - places[at, 0], height - places[at, 1]),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                zorder=5,
+                arrowprops={
+                    **{"arrowstyle": "-", "color": GREY, "lw": 0.6},
+                    **{"relpos": (0.0, 0.5), "shrinkA": 1, "shrinkB": 5},
+                },
+            )
 
 
 def _cost(row: ResultRow, quantity: Quantity) -> int:

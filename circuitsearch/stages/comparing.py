@@ -72,6 +72,9 @@ def compare(
 ) -> tuple[ResultRow, ...]:
     """Measure teacher, baselines and the search's best on the final pages, all seeds.
 
+    Returns:
+        The teacher's row, then the students', best first.
+
     Args:
         work: the search.
         trainer: the shared trainer.
@@ -97,7 +100,7 @@ def compare(
     entries[BEST] = best
     runs[BEST] = [_run(work, trainer, best, seed) for seed in work.config.final.seeds]
     answers = {name: [said for _, said in group] for name, group in runs.items()}
-    return result_rows(
+    rows = result_rows(
         {name: [made for made, _ in group] for name, group in runs.items()},
         search={name: entry.cost for name, entry in entries.items()},
         differences={
@@ -108,6 +111,7 @@ def compare(
         difference_to=BEST,
         notes={name: entry.notes for name, entry in entries.items() if entry.notes},
     )
+    return tuple(sorted(rows, key=lambda row: row.rank or 0))  # the teacher first, it has no rank
 
 
 def _run(
