@@ -38,7 +38,9 @@ def test_it_writes_everything_and_prints_table_and_places(finished):
     for word in ("teacher", "T1", "T2", "best", str(output / "result.md")):
         assert word in done.stderr
     rows = json.loads((output / "result.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["teacher", "T1", "T2", "best"]
+    assert rows[0]["name"] == "teacher"
+    assert sorted(row["name"] for row in rows[1:]) == ["T1", "T2", "best"]
+    assert [row["rank"] for row in rows[1:]] == [1, 2, 3]  # best first
     for row in rows[1:]:
         assert row["parameters_share"] <= 0.5
         assert row["macs_share"] <= 0.7
@@ -92,10 +94,13 @@ def test_the_student_answers_and_is_measured(finished, tmp_path):
     plans = {row["plan"] for row in result["rows"] if row["name"] != "teacher"}
     counted = result["facts"]["evaluation"]["different plans measured on the final pages"]
     assert counted == len(plans)
-    for row in result["rows"][:-1]:
+    for row in result["rows"]:
+        if row["name"] == "best":
+            continue
         assert row["difference_to"] == "best"
         assert row["difference"]["questions"] == row["examples"]
-    best = json.loads((output / "result.json").read_text())["rows"][-1]
+    rows = json.loads((output / "result.json").read_text())["rows"]
+    (best,) = [row for row in rows if row["name"] == "best"]
     assert measured["plan"] == best["plan"]
     assert measured["quality"] == pytest.approx(
         best["quality"], abs=1e-6

@@ -132,7 +132,7 @@ def test_baselines_are_compared_under_the_limits_that_shapes_decide(
     limits = [{"quantity": "memory", "limit": "99%"}, {"quantity": "parameters", "limit": "60%"}]
     made = pipeline(tmp_path, tiny_folder, *limits, baselines=("magnitude",))
     rows = {row.name: row for row in made.rows}
-    assert list(rows) == ["teacher", "T1", "magnitude", "best"]
+    assert set(rows) == {"teacher", "T1", "magnitude", "best"}
     assert rows["magnitude"].parameters_share <= 0.6
     bare = pipeline(tmp_path / "bare", tiny_folder, limits[0])
     assert bare.baselines == []
