@@ -11,7 +11,7 @@ from circuitsearch.core.components import SubLayer
 from circuitsearch.core.cost import QUANTITIES, Accounting, Generation, Scope
 from circuitsearch.core.errors import ConfigError, PlanError, choice_problem
 from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
-from circuitsearch.search.units import AttentionUnits
+from circuitsearch.search.units import AttentionUnits, Choices
 
 from .base import Count, Flag, Natural, Positive, Section, Text, checked_names
 
@@ -173,8 +173,8 @@ class SpaceConfig(Section):
 
     @property
     def coarse(self) -> bool:
-        """Whether sub-layers stay whole or go whole; replacements are whole ones, too."""
-        return self.attention == "whole" and not self.widths
+        """Whether sub-layers stay whole or go whole (`search.units`)."""
+        return Choices(self.attention, tuple(self.widths)).coarse
 
     @field_validator("widths")
     @classmethod

@@ -224,10 +224,6 @@ class _Taking:
     def offer(self, unit: int, place: int) -> bool:
         """Take a unit if it fits and leaves a legal plan within reach; return whether it did."""
         space, part = self._space, self._space.part_of(unit)
-        price = space.price(unit, self.bits)
-        left = tuple(have - need for have, need in zip(self._remaining, price, strict=True))
-        if min(left, default=0) < 0:  # most units, once the budget is nearly spent
-            return False
         alone, prefix = space.units[unit].alone, space.units[unit].prefix
         # What the unit excludes: nothing, its own part, or all parts up to it.
         excluded = range(0 if prefix else part, part + 1 if alone else part)
@@ -235,6 +231,8 @@ class _Taking:
             self.bits[i] for place in excluded for i in space.parts[place].indices
         ):
             return False
+        price = space.price(unit, self.bits)
+        left = tuple(have - need for have, need in zip(self._remaining, price, strict=True))
         reads = self._reads or space.units[unit].reads
         open_before = set(excluded) - self._closed
         self._closed |= open_before

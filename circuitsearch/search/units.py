@@ -56,6 +56,11 @@ class Choices:
     replacements: tuple[str, ...] = ()
     heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def coarse(self) -> bool:
+        """Whether sub-layers stay whole or go whole; replacements are whole ones, too."""
+        return self.attention == "whole" and not self.widths
+
     def check(self, shape: DecoderShape) -> None:
         """Refuse choices that the decoder does not have.
 

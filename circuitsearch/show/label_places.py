@@ -14,8 +14,12 @@ from scipy.optimize import isotonic_regression
 __all__ = ["columns", "spread"]
 
 
-def columns(places: Sequence[float], apart: float) -> list[list[int]]:
-    """Group points along x: a point that is less than `apart` from its left neighbour joins it.
+def columns(places: Sequence[float], rooms: Sequence[float]) -> list[list[int]]:
+    """Group points along x: one that stands where the names of its left neighbours go joins them.
+
+    Args:
+        places: the points along x.
+        rooms: how far each point's name reaches to the right of the column's last point.
 
     Returns:
         The points' positions in `places`, by column from left to right.
@@ -23,8 +27,9 @@ def columns(places: Sequence[float], apart: float) -> list[list[int]]:
     order = sorted(range(len(places)), key=lambda at: places[at])
     found: list[list[int]] = []
     for at in order:
-        if found and places[at] - places[found[-1][-1]] < apart:
-            found[-1].append(at)
+        last = found[-1] if found else []
+        if last and places[at] - places[last[-1]] < max(rooms[one] for one in last):
+            last.append(at)
         else:
             found.append([at])
     return found

@@ -38,8 +38,9 @@ from circuitsearch.show.text import count, one_line
 __all__ = ["Measure", "pareto_front", "quality_against_cost", "quality_svg"]
 
 Measure = Literal["quality", "loss"]
-_NAME, _BESIDE, _COLUMN = 12.0, 24.0, 70.0
-"""Height of a name, its distance from the points and the width of its column, in points."""
+_NAME, _LETTER, _BESIDE = 12.0, 6.0, 24.0
+"""Height of a name of 9-point font, width of its letters, roughly, and its distance from the
+points, in points."""
 _MEASURES = {"quality": "ANLS (higher is better)", "loss": "Answer loss in nats (lower is better)"}
 
 
@@ -260,18 +261,20 @@ def _finish(axes: Any, named: Sequence[ResultRow], quantity: Quantity, measure: 
 def _label(axes: Any, named: Sequence[ResultRow], quantity: Quantity, measure: Measure) -> None:
     """Write the names beside their points, in the order of their heights, with a line to each."""
     points_per_pixel = 72 / axes.figure.dpi
+    names = [label(row.name) for row in named]
     points = [(_cost(row, quantity), _value(row, measure)) for row in named]
-    places = axes.transData.transform(points) * points_per_pixel
+    places = [axes.transData.transform(point) * points_per_pixel for point in points]
+    rooms = [_BESIDE + _LETTER * len(name) for name in names]
     frame = axes.get_window_extent()
     low, high = (edge * points_per_pixel for edge in (frame.y0 + _NAME, frame.y1 - _NAME))
-    for column in columns(places[:, 0].tolist(), _COLUMN):
-        right = max(places[at, 0] for at in column) + _BESIDE
-        heights = spread([places[at, 1] for at in column], _NAME, low, high)
+    for column in columns([float(x) for x, _ in places], rooms):
+        right = places[column[-1]][0] + _BESIDE
+        heights = spread([places[at][1] for at in column], _NAME, low, high)
         for at, height in zip(column, heights, strict=True):
             axes.annotate(
-                label(named[at].name),
+                names[at],
                 points[at],
-                xytext=(right - places[at, 0], height - places[at, 1]),
+                xytext=(right - places[at][0], height - places[at][1]),
                 textcoords="offset points",
                 va="center",
                 fontsize=9,

@@ -72,9 +72,6 @@ def compare(
 ) -> tuple[ResultRow, ...]:
     """Measure teacher, baselines and the search's best on the final pages, all seeds.
 
-    Returns:
-        The teacher's row, then the students', best first.
-
     Args:
         work: the search.
         trainer: the shared trainer.
@@ -83,6 +80,9 @@ def compare(
         study: the search's study.
         chosen: the phase whose best plan is handed over; the study itself without promotion.
         passes: spent on scores and on published methods before the first training.
+
+    Returns:
+        The teacher's row, then the students', best first.
     """
     lost: list[str] = []  # rows without a student
     entries = _exhaustive(work, trainer, untrained, study)

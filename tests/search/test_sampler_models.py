@@ -283,10 +283,9 @@ def test_the_regression_behind_the_ranking_equals_its_definition() -> None:
     spread = rows @ prior @ rows.T + 0.02**2 * np.eye(7)
     gain = prior @ rows.T @ np.linalg.inv(spread)
     density = multivariate_normal(rows @ expected, spread).logpdf(values)
-    facts = rows.T @ rows, rows.T @ values, float(values @ values), len(values)
-    likelihood, mean, covariance = regression(*facts, 0.1, 0.03)
-    # up to the constant of the normal density
-    assert likelihood == pytest.approx(density + 3.5 * np.log(2 * np.pi), rel=1e-9)
+    likelihood, mean, covariance = regression(rows.T @ rows, rows.T @ values, 0.1, 0.03)
+    data = 0.5 * (values @ values / 0.02**2 + 7 * np.log(2 * np.pi * 0.02**2))
+    assert likelihood == pytest.approx(density + data, rel=1e-9)
     np.testing.assert_allclose(mean, expected + gain @ (values - rows @ expected), rtol=1e-7)
     np.testing.assert_allclose(covariance, prior - gain @ rows @ prior, rtol=1e-6, atol=1e-12)
 

@@ -49,6 +49,8 @@ def test_names_are_as_near_as_a_general_solver_puts_them() -> None:
 
 
 def test_points_that_are_close_along_x_share_a_column() -> None:
-    assert columns([50.0, 0.0, 8.0, 16.0, 51.0], 10.0) == [[1, 2, 3], [0, 4]]
-    assert columns([], 10.0) == []
+    assert columns([50.0, 0.0, 8.0, 16.0, 51.0], [10.0] * 5) == [[1, 2, 3], [0, 4]]
+    # a long name reaches the next points, wherever in its column it belongs
+    assert columns([50.0, 0.0, 8.0], [10.0, 45.0, 10.0]) == [[1, 2, 0]]
+    assert columns([], []) == []
     assert spread([], 1.0, 0.0, 1.0) == []

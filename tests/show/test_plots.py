@@ -3,17 +3,20 @@ from __future__ import annotations
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.show.plots import pareto_front, quality_against_cost
+from circuitsearch.show.report_canvas import saved
 from circuitsearch.show.rows import result_rows
 from tests.show.results import SHAPE, named, trials
 
@@ -77,6 +80,45 @@ def test_foreign_names_are_drawn_as_text(tmp_path: Path) -> None:
 def test_every_pair_of_axes_is_drawn(tmp_path: Path, measure: str, quantity: str) -> None:
     png, _ = draw(tmp_path, quantity=quantity, measure=measure)
     assert len(png) > 10_000
+
+
+@pytest.mark.parametrize("measure", ["quality", "loss"])
+def test_no_name_covers_another_and_all_stand_in_the_order_of_their_points(
+    tmp_path: Path, measure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+
+    def kept(figure: Figure, kind: str) -> bytes:
+        figures.append(figure)
+        return saved(figure, kind)
+
+    monkeypatch.setattr("circuitsearch.show.plots.saved", kept)
+    crowd = [
+        replace(
+            ROWS[1],
+            name=f"a student of a longer name {place}",
+            quality=0.5 + place / 1000,
+            loss=1 - place / 1000,
+            parameters=ROWS[1].parameters + ROWS[0].parameters // 4 * (place % 2),
+        )
+        for place in reversed(range(14))
+    ]
+    files = tmp_path / "a.png", tmp_path / "a.svg"
+    quality_against_cost([ROWS[0], *crowd], *files, title="", measure=measure)  # type: ignore[arg-type]
+    figure = figures[0]
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    # of the words alone: an annotation's own extent includes its line
+    boxes = {name: Text.get_window_extent(text) for name, text in texts.items()}
+    assert {row.name for row in crowd} <= set(boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes.values(), 2))
+    for side in (0, 1):
+        heights = [boxes[row.name].y0 for row in crowd[side::2]]
+        assert heights == sorted(heights, reverse=True)  # better is higher on both axes
+
+
+def test_trials_alone_are_drawn(tmp_path: Path) -> None:
+    quality_against_cost([], tmp_path / "a.png", tmp_path / "a.svg", title="", trials=TRIALS)
+    assert (tmp_path / "a.svg").stat().st_size > 1000
 
 
 def test_a_teacher_alone_is_drawn(tmp_path: Path) -> None:

@@ -92,26 +92,25 @@ class RankedSampler(FeasibleSampler):
         options = [(slope, spread) for slope in _SLOPES for spread in _SPREADS]
         if len(values) < _ENOUGH:
             options = [(0.1, 0.03)]
-        facts = rows.T @ rows, rows.T @ values, float(values @ values), len(values)
-        fits = [regression(*facts, slope, spread) for slope, spread in options]
+        gram, moments = rows.T @ rows, rows.T @ values
+        fits = [regression(gram, moments, slope, spread) for slope, spread in options]
         _, mean, covariance = max(fits, key=lambda fit: fit[0])
         return mean, covariance
 
 
 def regression(
-    gram: Array, moments: Array, square: float, count: int, slope: float, spread: float
+    gram: Array, moments: Array, slope: float, spread: float
 ) -> tuple[float, Array, Array]:
-    """Return log marginal likelihood (up to a constant), posterior mean and covariance.
+    """Return log marginal likelihood, up to what the data alone give, posterior mean, covariance.
 
     The parameters are w = (a, b, theta), the data X w + noise = y. It costs units^3, however many
     plans were measured: the matrix determinant lemma turns the likelihood's [m, m] covariance into
-    the parameters' precision.
+    the parameters' precision. Left out of the likelihood is what no prior changes,
+    -(y'y / noise^2 + m log(2 pi noise^2)) / 2.
 
     Args:
         gram: X'X, shape [2 + units, 2 + units].
         moments: X'y, shape [2 + units].
-        square: y'y.
-        count: m, measured plans.
         slope: mean and standard deviation of b.
         spread: standard deviation of each theta.
     """
@@ -120,11 +119,10 @@ def regression(
     variance = np.full(len(moments), spread**2)
     variance[0], variance[1] = 1.0, slope**2
     left = (moments - gram @ expected) / _NOISE**2  # X'r / noise^2 of the residuals r
-    misfit = (square - 2 * expected @ moments + expected @ gram @ expected) / _NOISE**2
+    misfit = expected @ (gram @ expected - 2 * moments) / _NOISE**2
     precision = np.diag(1 / variance) + gram / _NOISE**2
     covariance = np.linalg.inv(precision)
     covariance = 0.5 * (covariance + covariance.T)
     _, size = np.linalg.slogdet(precision)
-    sizes = size + np.log(variance).sum() + count * np.log(_NOISE**2)
-    likelihood = -0.5 * float(misfit - left @ covariance @ left + sizes)
+    likelihood = -0.5 * float(misfit - left @ covariance @ left + size + np.log(variance).sum())
     return likelihood, expected + covariance @ left, covariance

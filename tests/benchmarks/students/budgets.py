@@ -177,10 +177,10 @@ def _points(
 ) -> dict[str, list[tuple[float, float]]]:
     """Return (share of parameters, share of the teacher's ANLS) by name, of one training length."""
     lines: dict[str, list[tuple[float, float]]] = {}
-    for entry in tables.items():
-        named = {row.name: row for row in entry[1]}
+    for table in (rows for name, rows in tables.items() if _place((name, rows))[0] == steps):
+        named = {row.name: row for row in table}
         teacher = named.pop("teacher")
-        for row in named.values() if _place(entry)[0] == steps else ():
+        for row in named.values():
             # zeros are stored and multiplied like other weights, so they have no place of their own
             zeros = row.parameters_share == 1
             share = named["best"].parameters_share if zeros else row.parameters_share
