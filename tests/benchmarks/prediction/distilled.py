@@ -8,7 +8,7 @@ search's shared trainer and measures it on the pages to choose on. OUT holds one
 its text, quality (ANLS) and loss; rows that are there are not made again, as long as teacher, pages
 and training are the same. Of a space that is too large to list, plans are random feasible fills.
 `--compositions 2C2M 2S2C1M` takes plans of these compositions only, `--of OTHER.json` the plans of
-another table, in its order.
+another table, in its order, `--seed 1` distils with another training seed (a table of its own).
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=100)
     parser.add_argument("--compositions", nargs="*", default=[])
     parser.add_argument("--of", type=Path)
+    parser.add_argument("--seed", type=int, help="of the trainings; default the search's")
     options = parser.parse_args()
     config = load_config(options.search)
+    seed = config.seed if options.seed is None else options.seed
     work = Workspace(config, reporter(quiet=False))
     lock = work.claim()  # held until the process ends
     work.write_config()
@@ -58,12 +60,14 @@ def main() -> None:
         plans = [p for p in pipeline.space.enumerate() if not wanted or _kinds(p) in wanted]
         drawn = random.Random(seed_from("distilled plans", config.seed))
         chosen = plans if len(plans) <= options.plans else drawn.sample(plans, options.plans)
-    objective = content_hash([pipeline.trainer.objective(config.distill.steps), config.seed])
+    steps = config.distill.steps
+    objective = content_hash([pipeline.trainer.objective(steps), seed])
     rows = _known(options.out, objective)
     for plan in chosen:
         if str(plan) in rows:
             continue
-        made = pipeline.trainer(plan, "random")
+        about = {"seed": seed, "steps": steps, "split": "select", "phase": "short"}
+        made = pipeline.trainer.measured(plan, "random", **about)
         rows[str(plan)] = {"plan": str(plan), "quality": made.quality, "loss": made.loss}
         write_json(
             options.out,

@@ -3,10 +3,11 @@
     python tests/benchmarks/prediction/elastic.py tests/benchmarks/prediction/31.yaml
         --truth results/discovery/distilled-31.json --out results/search/elastic --work FOLDER
 
-`distilled.py` makes the truth. Trains elastic teachers by the real stage, one per row of
-`SETTINGS`, reads every plan of the truth under each of them in several ways, and reports Spearman
-with the students' quality and a 95 % interval over plans. Rows that are in OUT.json already are not
-made again. OUT.md shows all searches that OUT.json holds.
+`distilled.py` makes the truth; of several tables, one per training seed, the mean counts. Trains
+elastic teachers by the real stage, one per row of `SETTINGS`, reads every plan of the truth under
+each of them in several ways, and reports Spearman with the students' quality and a 95 % interval
+over plans. Rows that are in OUT.json already are not made again. OUT.md shows all searches that
+OUT.json holds.
 
 `--students FOLDER` (the `work/students` of the search that made the truth) answers the questions
 with the distilled students again and measures what a perfect predictor could reach: halves of the
@@ -27,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
+from truth import read_truth
 
 from circuitsearch.configfile import load_config
 from circuitsearch.core.files import read_json, write_json, write_text
@@ -88,7 +90,7 @@ def main() -> None:
     """Train, read and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("search", type=Path)
-    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--truth", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="keeps features and trainings")
     parser.add_argument("--students", type=Path, help="weights of the distilled students")
@@ -98,27 +100,32 @@ def main() -> None:
     if options.work is not None:
         config = config.model_copy(update={"output": options.work})
     pipeline = Pipeline(Workspace(config, reporter()))
-    truth = read_json(options.truth)
-    plans = [Plan.parse(row["plan"]) for row in truth["plans"]]
+    truth = read_truth(options.truth)
+    plans = truth.plans
     path = options.out.with_suffix(".json")
     stored = read_json(path) if path.exists() else {}
     found = stored.setdefault(config.name, {"readings": {}, "seconds": {}})
-    if found.get("truth") != truth:
-        found.update(truth=truth, readings={}, seconds={})
+    texts = [str(plan) for plan in plans]
+    if found.get("plans") != texts:
+        found.update(readings={}, seconds={})
+    columns = {"quality": truth.quality, "loss": truth.loss, "by seed": truth.by_seed}
+    found.update(
+        plans=texts,
+        feasible=truth.feasible,
+        truth={name: values.tolist() for name, values in columns.items()},
+    )
     for setting in SETTINGS[: options.rows]:
-        if setting.name in found["readings"]:
-            continue
-        started = time.process_time()
-        view = _trained(pipeline, setting)
-        found["seconds"][setting.name] = round(time.process_time() - started, 1)
-        found["readings"][setting.name] = _readings(pipeline, view, plans)
-        _judge(found)
-        write_json(path, stored)
-        write_text(options.out.with_suffix(".md"), _report(stored))
+        if setting.name not in found["readings"]:
+            started = time.process_time()
+            view = _trained(pipeline, setting)
+            found["seconds"][setting.name] = round(time.process_time() - started, 1)
+            found["readings"][setting.name] = _readings(pipeline, view, plans)
+            write_json(path, stored)
     if options.students is not None:
         found["reliability"] = _reliability(pipeline, plans, options.students)
-        write_json(path, stored)
-        write_text(options.out.with_suffix(".md"), _report(stored))
+    _judge(found)
+    write_json(path, stored)
+    write_text(options.out.with_suffix(".md"), _report(stored))
 
 
 def _trained(pipeline: Pipeline, setting: Setting) -> ResidualDecoder:
@@ -201,7 +208,7 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _judge(found: dict[str, Any]) -> None:
     """Correlate every reading with the truth."""
-    quality = np.array([row["quality"] for row in found["truth"]["plans"]])
+    quality = np.array(found["truth"]["quality"])
     readings = dict(found["readings"])
     for one, other in MEANS:
         if one.name in readings and other.name in readings:
@@ -213,11 +220,10 @@ def _judge(found: dict[str, Any]) -> None:
         setting: {name: _agreement(values, quality) for name, values in reading.items()}
         for setting, reading in readings.items()
     }
-    own = [-row["loss"] for row in found["truth"]["plans"]]
-    found["own loss"] = _agreement(own, quality)
+    found["own loss"] = _agreement(-np.array(found["truth"]["loss"]), quality)
 
 
-def _agreement(values: Sequence[float], quality: np.ndarray) -> dict[str, float]:
+def _agreement(values: Sequence[float] | np.ndarray, quality: np.ndarray) -> dict[str, float]:
     """Return Spearman, its 95 % interval over plans, and how good the best plan found is."""
     x = np.array(values)
     places = np.random.default_rng(0).integers(0, len(x), (DRAWS, len(x)))
@@ -290,15 +296,19 @@ def _report(stored: Mapping[str, Any]) -> str:
         "those of a shared machine; where they are missing, the training was interrupted.",
     ]
     for name, found in stored.items():
-        truth = found["truth"]
-        own = found["own loss"]
+        own, by_seed = found["own loss"], np.array(found["truth"]["by seed"])
         lines += [
             "",
             f"## {name}",
             "",
-            f"{len(truth['plans'])} distilled plans of {truth['feasible']} feasible ones. The "
-            f"students' own loss on the same pages reaches {own['spearman']:.3f} "
-            f"[{own['low']:.3f}, {own['high']:.3f}].",
+            f"{len(found['plans'])} distilled plans of {found['feasible']} feasible ones, mean of "
+            f"{len(by_seed)} training seeds. The students' own loss on the same pages reaches "
+            f"{own['spearman']:.3f} [{own['low']:.3f}, {own['high']:.3f}]."
+            + (
+                f" Between two seeds: {stats.spearmanr(*by_seed[:2]).statistic:.3f}."
+                if len(by_seed) > 1
+                else ""
+            ),
         ]
         if "reliability" in found:
             one = found["reliability"]

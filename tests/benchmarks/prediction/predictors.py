@@ -3,10 +3,11 @@
     python tests/benchmarks/prediction/predictors.py tests/benchmarks/prediction/31.yaml
         --truth DISTILLED.json --out results/discovery/prediction-31
 
-`distilled.py` makes the truth. A plan's prediction is the sum over what it keeps (components, or
-edges whose both ends stay), or minus a loss; effects of pairs add their interactions. All scores
-and effects are also taken on the elastic teacher, where they say what is still needed after
-recovery. Intervals draw plans with replacement. Writes OUT.json and OUT.md.
+`distilled.py` makes the truth; of several tables, one per training seed, the mean counts. A plan's
+prediction is the sum over what it keeps (components, or edges whose both ends stay), or minus a
+loss; effects of pairs add their interactions. All scores and effects are also taken on the elastic
+teacher, where they say what is still needed after recovery. Intervals draw plans with replacement.
+Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from truth import read_truth
 
 from circuitsearch.configfile import load_config
-from circuitsearch.core.files import read_json, write_json, write_text
+from circuitsearch.core.files import write_json, write_text
 from circuitsearch.core.plan import Plan
 from circuitsearch.discovery.attribution.engine import component_scores, edge_scores
 from circuitsearch.discovery.attribution.taylor import taylor_scores
@@ -43,13 +45,12 @@ def main() -> None:
     """Judge every predictor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("search", type=Path)
-    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--truth", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     pipeline = Pipeline(Workspace(load_config(options.search), reporter(quiet=False)))
-    rows = read_json(options.truth)["plans"]
-    plans = [Plan.parse(row["plan"]) for row in rows]
-    quality = np.array([row["quality"] for row in rows])
+    truth = read_truth(options.truth)
+    plans, quality = truth.plans, truth.quality
     predicted = _rankings(pipeline, plans)
     sample = make_sample(pipeline.teacher, pipeline.pages["score"][:PAGES])
     views: dict[str, ResidualDecoder | None] = {
@@ -65,9 +66,11 @@ def main() -> None:
     result = {
         "search": pipeline.work.config.name,
         "teacher": pipeline.teacher.fingerprint,
-        "plans": len(plans),
         "examples": sample.examples,
+        "plans": [str(plan) for plan in plans],
+        "quality": truth.by_seed.tolist(),
         "spearman": found,
+        "predicted": {name: [float(f"{v:.5g}") for v in row] for name, row in predicted.items()},
     }
     write_json(options.out.with_suffix(".json"), result)
     write_text(options.out.with_suffix(".md"), _table(result))
@@ -158,9 +161,9 @@ def _table(result: Mapping[str, Any]) -> str:
     lines = [
         f"# What predicts distilled quality: {result['search']}",
         "",
-        f"{result['plans']} random feasible plans, distilled for the search's short training; "
-        f"Spearman of each predictor with their ANLS (95 % interval over plans); effects and "
-        f"scores on {result['examples']} questions.",
+        f"{len(result['plans'])} feasible plans, distilled for the search's short training with "
+        f"{len(result['quality'])} seeds; Spearman of each predictor with their mean ANLS (95 % "
+        f"interval over plans); effects and scores on {result['examples']} questions.",
         "",
         "| predictor | Spearman | interval |",
         "|---|---:|---|",

@@ -5,7 +5,8 @@
 
 Every budget is a search of its own (`budgets.yaml`): it distils ten plans for 300 steps, forty
 where heads and widths are chosen, and its best stands beside the baselines on fresh pages, each
-distilled with three seeds for `--steps`.
+distilled with three seeds for `--steps`. With `--promote 4` the search chooses among its best four
+plans by trainings of `--steps` themselves.
 Tables that OUT.json has are not made again; OUT.md and OUT.svg show all that it holds.
 """
 
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="what can be resumed")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=[*BUDGETS])
     parser.add_argument("--steps", type=int, default=300, help="of the final distillations")
+    parser.add_argument("--promote", type=int, default=0, help="plans distilled for --steps")
     parser.add_argument("--baselines", nargs="*", default=BASELINES)
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     options = parser.parse_args()
@@ -80,6 +82,7 @@ def main() -> None:
         if name not in found:
             given = [
                 f"final.steps={options.steps}",
+                f"search.promote={options.promote}",
                 f"baselines=[{', '.join(options.baselines)}]",
             ]
             found[name] = _made(search_at(budget, options.work, *given))
