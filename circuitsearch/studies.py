@@ -16,8 +16,8 @@ from circuitsearch.search.storage.connection import (
     open_storage,
     storage_url,
 )
+from circuitsearch.search.storage.transactions import study_names
 from circuitsearch.search.storage.view import StudyView
-from circuitsearch.search.transfer import list_studies
 from circuitsearch.workspace import config_in
 
 __all__ = [
@@ -108,7 +108,7 @@ def study_named(storage: RDBStorage, name: str | None) -> str:
     """
     if name is not None:
         return name
-    names = [one.name for one in list_studies(storage)]
+    names = study_names(storage)
     if len(names) != 1:
         raise ConfigError(
             f"The database holds {len(names)} studies ({', '.join(names) or 'none'}); "

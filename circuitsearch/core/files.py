@@ -24,6 +24,7 @@ from circuitsearch.core.errors import DataError, StorageError, nearest, raise_to
 __all__ = [
     "canonical_json",
     "content_hash",
+    "open_to_umask",
     "plain",
     "read_json",
     "record_fields",
@@ -61,6 +62,22 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         # Gone already after a successful rename; left over after any failure, Ctrl-C included.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone the mode of an ordinary new file.
+
+    safetensors writes 0o600: nobody else could load a checkpoint from a shared folder.
+
+    Raises:
+        OSError: the mode cannot be changed, or the folder not be written.
+    """
+    probe = path.with_name(f".{secrets.token_hex(8)}.tmp")  # only a new file shows the umask
+    probe.touch(exist_ok=False)
+    try:
+        path.chmod(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -39,6 +39,7 @@ from circuitsearch.search.storage.transactions import (
     read_phases,
     read_study,
     reading,
+    study_names,
 )
 from circuitsearch.search.storage.view import StudyStatus, StudyView
 from circuitsearch.search.study import Study, settled
@@ -79,10 +80,8 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
     Raises:
         StorageError: the database fails.
     """
-    with reading(storage) as connection:
-        names = list(connection.scalars(sa.select(studies.c.name).order_by(studies.c.name)))
     found = []
-    for name in names:
+    for name in study_names(storage):
         view = StudyView(storage, name)
         best = view.best()
         found.append(

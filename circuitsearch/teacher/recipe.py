@@ -29,6 +29,8 @@ from transformers import (
 from transformers.models.donut.image_processing_pil_donut import DonutImageProcessorPil
 from transformers.models.donut.processing_donut import DonutProcessor
 
+from circuitsearch.core.files import open_to_umask
+
 from .documents.render import PAGE_HEIGHT, PAGE_WIDTH
 from .loading import quiet_transformers
 
@@ -164,3 +166,5 @@ def save_checkpoint(
     with quiet_transformers():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        open_to_umask(weights)

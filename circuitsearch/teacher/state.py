@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitsearch.core.errors import DataError, StorageError
+from circuitsearch.core.files import open_to_umask
 
 __all__ = ["load_state", "save_state"]
 
@@ -54,6 +55,7 @@ def save_state(
         path.parent.mkdir(parents=True, exist_ok=True)
         # to the file at once: bytes in memory would be a third copy of the weights
         save_file(tensors, temporary, metadata=dict(facts))
+        open_to_umask(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # its folder may be what is wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,12 @@ def test_folder_holds_what_a_checkpoint_needs(folder: Path) -> None:
     assert config["decoder"]["plan_text"] == str(PLAN)
     assert not list(folder.parent.glob(".*.tmp"))
     assert not list(folder.rglob("*.bin"))
+
+
+def test_all_files_are_as_readable_as_an_ordinary_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    ordinary = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {ordinary}
 
 
 def test_auto_classes_load_the_folder(tiny_teacher: Teacher, folder: Path) -> None:

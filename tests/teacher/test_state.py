@@ -23,3 +23,5 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "taken"]
     save_state(tmp_path / "state", named, optimizer, {"step": "2"})
     assert load_state(tmp_path / "state", named, optimizer) == {"step": "2"}
+    # a worker of another user goes on from it: as readable as any new file
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "file").stat().st_mode

@@ -42,6 +42,7 @@ __all__ = [
     "read_study",
     "reading",
     "set_stop",
+    "study_names",
 ]
 
 LEGACY = "circuitsearch:identity"
@@ -126,6 +127,16 @@ def reading(storage: RDBStorage) -> Iterator[sa.Connection]:
     engine = storage.engine.execution_options(**{READ_ONLY: True})
     with _turn(storage), storage_errors(storage.url), engine.begin() as connection:
         yield connection
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """Return the names of all studies of a database, in order.
+
+    Raises:
+        StorageError: the database fails.
+    """
+    with reading(storage) as connection:
+        return list(connection.scalars(sa.select(studies.c.name).order_by(studies.c.name)))
 
 
 def find_study(storage: RDBStorage, name: str) -> StudyRow | None:
@@ -270,8 +281,7 @@ def no_study(storage: RDBStorage, name: str) -> ConfigError:
         return ConfigError(
             f"Study {name!r} in {place} was not made by circuitsearch; choose another study name"
         )
-    with reading(storage) as connection:
-        known = list(connection.scalars(sa.select(studies.c.name).order_by(studies.c.name)))
+    known = study_names(storage)
     guess = nearest(name, known)
     return ConfigError(
         f"Study {name!r} is not in {place}; it holds "

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import VisionEncoderDecoderModel
 
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
-from circuitsearch.core.files import read_json, write_json, write_text
+from circuitsearch.core.files import open_to_umask, read_json, write_json, write_text
 from circuitsearch.students.modeling import CircuitMBartConfig
 from circuitsearch.students.replacements import is_table
 from circuitsearch.students.saving.card import CardFacts, student_card
@@ -77,6 +77,8 @@ def save_student(
         temporary.mkdir(parents=True)
         with quiet_transformers():
             (stock_student(model) if plain else model).save_pretrained(temporary)
+        for weights in temporary.glob("*.safetensors"):
+            open_to_umask(weights)
         if not plain:
             _add_code(temporary)
         teacher.processor.save_pretrained(temporary)
