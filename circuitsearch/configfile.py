@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import ConfigError, nearest, raise_together
-from circuitsearch.core.text import one_line
+from circuitsearch.core.text import hide_passwords, one_line
 from circuitsearch.yamlfile import Location, dotted, read, read_value, shown
 
 __all__ = ["check_config", "dump_config", "load_config"]
@@ -74,7 +74,7 @@ def check_config(
     for override in overrides:
         place = _override(data, override)
         origins = {one: origins[one] for one in origins if one[: len(place)] != place}
-        origins[place] = f"override {override!r}"
+        origins[place] = _named(override)
     try:
         return SearchConfig.model_validate(data)
     except ValidationError as error:
@@ -93,11 +93,16 @@ def dump_config(config: SearchConfig) -> str:
     return body
 
 
+def _named(override: str) -> str:
+    """Return how messages call an override; its value may be a URL with a password."""
+    return f"override {hide_passwords(override)!r}"
+
+
 def _override(data: dict[str, Any], text: str) -> Location:
     """Apply one `key.sub=value`; return the location it sets."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override {text!r}: expected key=value, e.g. search.trainings=20")
+        raise ConfigError(f"{_named(text)}: expected key=value, e.g. search.trainings=20")
     place: Any = data
     location: Location = ()
     parts = key.strip().split(".")
@@ -106,15 +111,15 @@ def _override(data: dict[str, Any], text: str) -> Location:
         if isinstance(place, list):
             if not (part.isdecimal() and int(part) < len(place)):
                 raise ConfigError(
-                    f"override {text!r}: {dotted(location)} is a list of {len(place)}; name one of "
+                    f"{_named(text)}: {dotted(location)} is a list of {len(place)}; name one of "
                     "its entries by its number, from 0"
                 )
             inner = int(part)
         elif not isinstance(place, dict):
-            raise ConfigError(f"override {text!r}: {dotted(location)} is no section of the search")
+            raise ConfigError(f"{_named(text)}: {dotted(location)} is no section of the search")
         location = (*location, inner)
         if len(location) == len(parts):
-            place[inner] = read_value(value, f"override {text!r}")
+            place[inner] = read_value(value, _named(text))
         elif isinstance(place, dict):
             place = place.setdefault(part, {})
         else:

@@ -18,12 +18,13 @@ from circuitsearch.search.storage.connection import (
 )
 from circuitsearch.search.storage.transactions import study_names
 from circuitsearch.search.storage.view import StudyView
-from circuitsearch.workspace import config_in
+from circuitsearch.workspace import CONFIG_FILE, config_in
 
 __all__ = [
     "check_there",
     "find_database",
     "open_database",
+    "open_earlier",
     "search_file",
     "study_named",
     "view_study",
@@ -47,6 +48,29 @@ def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
         yield storage, name
     finally:
         close_storage(storage)
+
+
+@contextmanager
+def open_earlier(earlier: str, database: str) -> Iterator[tuple[RDBStorage, str]]:
+    """Open the study that a fork takes from; also give its name.
+
+    Args:
+        earlier: Where it is (see `find_database`), or its name in the new search's database.
+        database: That database.
+
+    Raises:
+        ConfigError: If the place holds several studies, or the name stands without a database.
+        StorageError: If there is no such database, or it cannot be read.
+    """
+    path = Path(earlier)
+    place = "://" in earlier or path.is_file() or (path / CONFIG_FILE).is_file()
+    if not place and not is_there(database):
+        raise ConfigError(
+            f"Study {earlier!r}: the new search has no database yet that could hold it; give the "
+            "output folder of the earlier search, its search file or its database"
+        )
+    with open_database(earlier if place else database) as (storage, name):
+        yield storage, study_named(storage, name) if place else earlier
 
 
 def find_database(where: str) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import dump_config, load_config
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.files import content_hash, read_json, write_json, write_text
+from circuitsearch.core.text import drop_passwords
 from circuitsearch.processes import ALONE, Processes
 from circuitsearch.progress import Reporter
 
@@ -153,7 +154,12 @@ class Workspace:
         header = (
             f"# circuitsearch run {path}\n# resolved configuration, every default spelled out\n"
         )
-        write_text(path, header + dump_config(self.config))
+        told = self.config
+        if told.search.storage is not None:
+            # the folder is evidence, to be shown and shared
+            safe = told.search.model_copy(update={"storage": drop_passwords(told.search.storage)})
+            told = told.model_copy(update={"search": safe})
+        write_text(path, header + dump_config(told))
 
     def _write_config(self, beside: bool) -> None:
         path = self.folder / CONFIG_FILE

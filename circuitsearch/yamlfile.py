@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from circuitsearch.core.errors import ConfigError, raise_together
-from circuitsearch.core.text import one_line
+from circuitsearch.core.text import hide_passwords, one_line
 
 __all__ = ["Location", "dotted", "read", "read_value", "shown"]
 
@@ -107,9 +107,9 @@ def dotted(location: Location) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: on one line, cut where it is long."""
+    """Return a value for a message: on one line, cut where it is long, without passwords."""
     try:
-        text = one_line(repr(value))
+        text = one_line(hide_passwords(repr(value)))
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from circuitsearch.core.text import hide_passwords
 
 from .shell import (
     ConfigPath,
@@ -64,7 +67,7 @@ def open_pipeline(
     if claim:
         _claims.append(search.work.claim())
     search.work.write_config(beside=beside)
-    on_interrupt(shlex.join(["circuitsearch", *sys.argv[1:]]))
+    on_interrupt(hide_passwords(shlex.join(["circuitsearch", *sys.argv[1:]])))
     return search.pipeline
 
 
@@ -92,9 +95,12 @@ def join_study(
         raise ConfigError(
             f"Study {name!r} holds no configuration for workers; open it with circuitsearch run"
         )
-    # A folder of its own: several workers may share a machine, and features are per folder.
-    folder = output or Path(f"{study.config['output']}-worker-{os.getpid()}")
-    given = {**study.config, "output": str(folder)}
+    # A folder of its own, since several workers may share a machine; what is computed from teacher
+    # and pages alone they share, in the folder of the search.
+    who = f"{socket.gethostname()}-{os.getpid()}"
+    folder = output or Path(f"{study.config['output']}-worker-{who}")
+    shared = study.config.get("cache") or str(Path(study.config["output"]) / "work")
+    given = {**study.config, "output": str(folder), "cache": shared}
     given["search"] = {**given["search"], "storage": storage.url}
     work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
     _claims.append(work.claim())

@@ -6,6 +6,7 @@ the default is CIRCUITSEARCH_STORAGE. `--study` names the study where the databa
 
 from __future__ import annotations
 
+import shlex
 import signal
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from circuitsearch.core.text import hide_passwords
 
 from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interrupt, people
 
@@ -315,23 +318,37 @@ def upgrade_command(where: Where) -> None:
 @command
 def fork_command(
     search: ConfigPath,
-    earlier: Annotated[str, typer.Argument(metavar="STUDY", help="The study to take from.")],
+    earlier: Annotated[
+        str,
+        typer.Argument(
+            metavar="EARLIER",
+            help="The search to take from: its output folder, file or database, or the name of a "
+            "study in SEARCH.yaml's own database.",
+        ),
+    ],
     override: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Begin SEARCH.yaml's study with what an earlier one of the same database has found.
+    """Begin SEARCH.yaml's study with what an earlier one has found.
 
-    With the same teacher, data and distillation its results count; otherwise its best plans that
-    fit the new budget are distilled first. `run` then goes on with it.
+    SEARCH.yaml has another name and output folder. With the same teacher, data and distillation
+    the earlier results count; otherwise its best plans that fit the new budget are distilled
+    first. `run` then goes on with it.
     """
     from .search import open_pipeline
 
-    pipeline = open_pipeline(search, override, quiet)
+    line = open_pipeline(search, override, quiet)
     from circuitsearch import stages
+    from circuitsearch.studies import open_earlier
 
-    status = stages.fork(pipeline.work, pipeline.space, pipeline.prior, pipeline.trainer, earlier)
+    with open_earlier(earlier, line.work.config.database) as (source, name):
+        stages.check_fork(line.work, source, name)
+        status = stages.fork(line.work, line.space, line.prior, line.trainer, source, name)
+    again = ["circuitsearch", "run", str(search)]
+    for one in override or ():
+        again += ["-o", hide_passwords(one)]
     people().print(
         f"taken over: {status.measured} results, {status.queued} plans queued; "
-        f"go on with: circuitsearch run {search}",
+        f"go on with: {shlex.join(again)}",
         markup=False,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,8 +58,16 @@ class SearchConfig(Section):
         default_factory=list,
         description="published pruning methods to compare with, by name (docs/baselines.md)",
     )
+    cache: FilePath | None = Field(
+        None,
+        description="folder of encoder outputs, teacher logits and elastic teachers, which several "
+        "searches and workers may share; default `work` in the output folder",
+    )
     cache_gigabytes: Positive = Field(
-        20, description="largest feature cache of one split on disk, in 10^9 bytes"
+        20, description="most that encoder outputs and logits may take there, in 10^9 bytes"
+    )
+    cache_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="numbers of encoder outputs and logits on disk"
     )
 
     @field_validator("baselines")
@@ -137,6 +145,11 @@ class SearchConfig(Section):
     def work(self) -> Path:
         """Folder of everything that can be made again (features, states, trained students)."""
         return self.output / "work"
+
+    @property
+    def cached(self) -> Path:
+        """Folder of what does not depend on the search's own results; others may use it, too."""
+        return self.cache or self.work
 
     @property
     def database(self) -> str:

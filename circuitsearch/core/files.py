@@ -15,13 +15,17 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from circuitsearch.core.errors import DataError, StorageError, nearest, raise_together
 
 __all__ = [
+    "alone",
     "canonical_json",
     "content_hash",
     "open_to_umask",
@@ -62,6 +66,30 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         # Gone already after a successful rename; left over after any failure, Ctrl-C included.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from making the same file or folder meanwhile; they wait.
+
+    The lock is a file beside it, with the suffix `.lock`.
+
+    Raises:
+        StorageError: the folder that holds it cannot be written.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {str(path)!r}: {error.strerror or error}. "
+            "Check that the folder exists, is writable and has free space."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_to_umask(path: Path) -> None:

@@ -7,7 +7,13 @@ direction overrides that reorder a table) and is then escaped for the place it g
 
 from __future__ import annotations
 
-__all__ = ["escape_markdown", "one_line"]
+import re
+
+__all__ = ["drop_passwords", "escape_markdown", "hide_passwords", "one_line"]
+
+# A password may hold `@` and `/` itself, so it goes on to the last `@` of the word.
+_IN_AUTHORITY = re.compile(r"(://[^:/@\s]*):\S*@")
+_IN_QUERY = re.compile(r"([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 # What starts an element of Markdown or HTML inside a line or a table cell. Dots, dashes, brackets
 # of plain words and digits are left alone: they mean something at the start of a line only.
@@ -23,6 +29,21 @@ def one_line(text: str) -> str:
     """
     words = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
+
+
+def hide_passwords(text: str) -> str:
+    """Return `text` with `***` for every password of a URL in it, readable as a URL or not."""
+    return _IN_QUERY.sub(r"\1***", _IN_AUTHORITY.sub(r"\1:***@", text))
+
+
+def drop_passwords(url: str) -> str:
+    """Return a URL without its passwords: its driver asks the environment for them instead."""
+    if "://" not in url:  # a path
+        return url
+    without = _IN_AUTHORITY.sub(r"\1@", url)
+    address, _, query = without.partition("?")
+    kept = [one for one in query.split("&") if "pass" not in one.partition("=")[0].lower()]
+    return address + "?" * any(kept) + "&".join(kept)
 
 
 def escape_markdown(text: str) -> str:

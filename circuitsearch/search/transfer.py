@@ -44,7 +44,7 @@ from circuitsearch.search.storage.transactions import (
 from circuitsearch.search.storage.view import StudyStatus, StudyView
 from circuitsearch.search.study import Study, settled
 
-__all__ = ["StudySummary", "backup", "copy", "fork", "list_studies", "make_mirrors"]
+__all__ = ["StudySummary", "backup", "check_fork", "copy", "fork", "list_studies", "make_mirrors"]
 
 _TABLES = (studies, phases, claims, results, speeds)
 
@@ -200,6 +200,7 @@ def fork(
     *,
     best: int = 8,
     admit: Admit | None = None,
+    source: RDBStorage | None = None,
 ) -> Study:
     """Begin a study with other settings that takes along what an earlier one has found.
 
@@ -211,7 +212,7 @@ def fork(
     Plans are measured first, which may take long; then all is written in one transaction.
 
     Args:
-        storage: the database of both.
+        storage: the database of the new study.
         name: the earlier study.
         new: name of the new one.
         space: as for `Study.open`, like all that follow.
@@ -225,14 +226,15 @@ def fork(
         best: number of plans to queue when the objective differs.
         admit: measures a plan, where the new budget has measured limits (`Study.run`); plans over
             one are left behind.
+        source: the database of the earlier study; default the same.
 
     Raises:
         ConfigError: there is no study of the one name, or one of the other; or see `Study.open`.
         InfeasibleError: no legal student fits the new budget.
         StorageError: the database fails.
     """
-    earlier = StudyView(storage, name)
-    _refuse_taken(storage, new)
+    source = source or storage
+    earlier = check_fork(source, name, storage, new)
     proposing, about = settled(space, objective, seed, sampler, prior, goal)
     wanted = content_hash(about["objective"])
     same = wanted == content_hash(earlier.objective)
@@ -241,7 +243,7 @@ def fork(
         found.sort(key=lambda one: -(one.quality or 0.0))
     ranked = [Plan.parse(one.plan) for one in found]
     plans, verdicts = _admitted(space, ranked, admit, len(ranked) if same else best)
-    taken = _adopted(storage, name, wanted, plans) if same else _queued(wanted, plans)
+    taken = _adopted(source, name, wanted, plans) if same else _queued(wanted, plans)
     with reading(storage) as connection:
         now = clock(connection)
     taken[speeds] = [measured_row(verdict, now) for verdict in verdicts]
@@ -251,6 +253,18 @@ def fork(
     study = Study(storage, new, space, proposing)
     study.repair_mirror()
     return study
+
+
+def check_fork(source: RDBStorage, name: str, storage: RDBStorage, new: str) -> StudyView:
+    """Return the study that a fork takes from, before anything is computed for it.
+
+    Raises:
+        ConfigError: there is no study of that name, or one of the new name.
+        StorageError: a database fails.
+    """
+    earlier = StudyView(source, name)
+    _refuse_taken(storage, new)
+    return earlier
 
 
 def _admitted(

@@ -14,7 +14,7 @@ from .inputs import compute_features, documents, fit, load, plan_space
 from .pricing import measure_time, price
 from .ranking import Ranking, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
-from .searching import fork, join, promote, search, versions
+from .searching import check_fork, fork, join, promote, search, versions
 from .submission import answer_file
 from .training import StudentTrainer, evaluate
 from .warm import WarmPlans, warm_start, worths
@@ -26,6 +26,7 @@ __all__ = [
     "analyze",
     "answer_file",
     "card_facts",
+    "check_fork",
     "chosen_analyses",
     "compare",
     "compute_features",

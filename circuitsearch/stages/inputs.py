@@ -186,8 +186,9 @@ def compute_features(
             made[name] = prepare_features(
                 teacher,
                 pages[name],
-                work.config.work / "features",
+                work.config.cached / "features",
                 max_bytes=int(work.config.cache_gigabytes * 10**9),
+                precision=work.config.cache_precision,
                 temperatures=(1.0, work.config.distill.temperature),
                 progress=tell,
             )

@@ -71,7 +71,7 @@ def price(
         "costs": {name: _costs(plan, work, teacher) for name, plan in plans.items()},
         "trainings by stage": trainings(work),
         "encoder passes": len(cached),
-        "features on disk, bytes": feature_bytes(teacher, cached),
+        "features on disk, bytes": feature_bytes(teacher, cached, work.config.cache_precision),
     }
 
 

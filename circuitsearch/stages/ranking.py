@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from circuitsearch.core.errors import DataError
-from circuitsearch.core.files import content_hash, read_json, seed_from, write_json
+from circuitsearch.core.files import alone, content_hash, read_json, seed_from, write_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.elastic import LISTED, plan_of_step
 from circuitsearch.search.exhaustive import sweep
@@ -84,7 +84,7 @@ def train_elastic(
     key = [teacher.fingerprint, features.key, space.to_json(), repr(recipe), seed, rule]
     key += weights or []
     key += [] if replacements is None else [replacements.fingerprint]
-    path = config.work / f"elastic-{content_hash(key)}.safetensors"
+    path = config.cached / f"elastic-{content_hash(key)}.safetensors"
 
     def train(state: Path) -> None:
         with work.say.stage(f"training the elastic teacher ({recipe.steps} steps)") as tell:
@@ -100,7 +100,8 @@ def train_elastic(
                 on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
             )
 
-    train_once(view, path, train)
+    with alone(path):  # another worker may be training it
+        train_once(view, path, train)
     decoder.requires_grad_(False)
     return view
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import optuna
 import torch
+from optuna.storages import RDBStorage
 
 from circuitsearch import __version__
 from circuitsearch.core.errors import ConfigError, StoppedError
@@ -26,7 +27,7 @@ from .speeds import admission
 from .training import StudentTrainer
 from .warm import WarmPlans
 
-__all__ = ["best_of", "fork", "join", "promote", "search", "versions"]
+__all__ = ["best_of", "check_fork", "fork", "join", "promote", "search", "versions"]
 
 PROMOTED = "full"
 """Name of the study's phase in which the best plans are distilled in full."""
@@ -83,14 +84,29 @@ def search(
     return study
 
 
+def check_fork(work: Workspace, source: RDBStorage, earlier: str) -> None:
+    """Refuse to fork a study that is not there, or into one that is.
+
+    Raises:
+        ConfigError: Either of them.
+    """
+    transfer.check_fork(source, earlier, open_storage(work.config.database), work.config.name)
+
+
 def fork(
-    work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer, earlier: str
+    work: Workspace,
+    space: Space,
+    prior: Prior,
+    trainer: StudentTrainer,
+    source: RDBStorage,
+    earlier: str,
 ) -> StudyStatus:
-    """Begin the study with what an earlier one of the same database has found."""
+    """Begin the study with what an earlier one of the database `source` has found."""
     storage = open_storage(work.config.database)
     settings = _settings(work, space, prior, trainer)
     admit = admission(work, trainer.teacher, space)
-    return transfer.fork(storage, earlier, work.config.name, **settings, admit=admit).status()
+    name = work.config.name
+    return transfer.fork(storage, earlier, name, **settings, admit=admit, source=source).status()
 
 
 def join(work: Workspace, study: Study, trainer: StudentTrainer) -> Ending:

@@ -148,14 +148,22 @@ def test_changed_settings_are_refused_with_a_diff_and_can_be_forked(finished, tm
     assert "distill.steps" in done.stderr
     assert os.linesep in done.stderr
     assert "circuitsearch study fork" in done.stderr
-    database = tmp_path / "copy.db"
-    circuitsearch("study", "backup", output, database)
     other = tmp_path / "other.yaml"
     text = path.read_text().replace("name: small", "name: other").replace(str(output), "OUT")
     other.write_text(text.replace("OUT", str(tmp_path / "other")))
+    # a name says nothing where the new search has no database: said before anything is computed
+    unknown = circuitsearch("study", "fork", other, "small", code=2)
+    assert "give the output folder of the earlier search" in unknown.stderr
+    forked = circuitsearch("study", "fork", other, output)
+    assert "taken over: 3 results, 0 plans queued" in forked.stderr
+    assert f"go on with: circuitsearch run {other}" in forked.stderr
+    taken = json.loads(circuitsearch("status", tmp_path / "other", "--json").stdout)
+    assert (taken["measured"], taken["queued"]) == (3, 0)
+    database = tmp_path / "copy.db"
+    circuitsearch("study", "backup", output, database)
     options = ["-o", f"search.storage={database}"]
     forked = circuitsearch("study", "fork", other, "small", *options)
-    assert "taken over: 3 results, 0 plans queued" in forked.stderr
+    assert f"{other} -o search.storage={database}" in forked.stderr
     names = {
         one["name"] for one in json.loads(circuitsearch("study", "list", database, "--json").stdout)
     }
@@ -189,6 +197,8 @@ def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
     circuitsearch(*joining, "-o", "search.trainings=4")
     after = json.loads(circuitsearch("status", database, "--json").stdout)
     assert after["measured"] == 4
+    # encoder outputs are the search's own: on one machine no worker computes them again
+    assert not list((tmp_path / "worker").rglob("shard-*"))
     circuitsearch("stop", database)
     assert json.loads(circuitsearch("status", database, "--json").stdout)["stopping"]
     stopped = circuitsearch(*joining, "-o", "search.trainings=5")

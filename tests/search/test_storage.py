@@ -134,22 +134,27 @@ def test_another_versions_schema_is_refused_with_the_command(database: Path) -> 
         open_storage(database)
 
 
-def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["nfs4", "lustre", "gpfs", "fuse.sshfs"])
+def test_network_file_systems_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     table = tmp_path / "mountinfo"
     share = tmp_path / "two words"
     share.mkdir()
     escaped = str(share).replace(" ", "\\040")
     table.write_text(
         "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
-        f"30 22 0:40 / {escaped} rw,relatime shared:1 - nfs4 server:/home rw\n"
+        f"30 22 0:40 / {escaped} rw,relatime shared:1 - {kind} server:/home rw\n"
     )
     original = module._filesystem
-    assert original(share, str(table)) == "nfs4"
+    assert original(share, str(table)) == kind
     assert original(tmp_path, str(table)) == "ext4"
     assert original(tmp_path, str(tmp_path / "no table")) is None
     monkeypatch.setattr(module, "_filesystem", lambda folder: original(folder, str(table)))
-    with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
-        open_storage(share / "study.db")
+    (tmp_path / "linked.db").symlink_to(share / "study.db")
+    for path in (share / "study.db", tmp_path / "linked.db"):
+        with pytest.raises(StorageError, match=rf"network file system \({kind}\)"):
+            open_storage(path)
     assert not (share / "study.db").exists()
 
 
@@ -180,6 +185,9 @@ def test_passwords_are_masked_everywhere() -> None:
         "postgresql://u:geheim@h/d?password=geheim&sslpassword=geheim",
         "mysql://u:geheim@h/d",
         "postgresql://u:geheim@h:port/d",  # not a URL: the port is no number
+        "postgresql://u:sehr@geheim@h/d",
+        "postgresql://u:sehr/@geheim/@h/d",
+        "postgresql://h/d?x=1&PASSWORD=geheim",
     ):
         assert "geheim" not in masked(url)
     with pytest.raises(StorageError, match="got 'mysql', allowed are") as caught:

@@ -174,10 +174,20 @@ def test_too_large_features_are_refused_before_anything_is_computed(
 ) -> None:
     encoded: list[int] = []
     # states alone: 7 pages x 24 tokens x 32 numbers x 4 bytes
-    with pytest.raises(ConfigError, match=r"Features would take 0\.\d MiB for 7 pages.*max_bytes"):
+    told = r"Features would take 0\.\d MiB for 7 pages.*cache_gigabytes"
+    with pytest.raises(ConfigError, match=told):
         prepare_features(_watched(tiny_teacher, encoded), PAGES, tmp_path, max_bytes=7 * 24 * 128)
     assert encoded == []
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*shard*"))
+
+
+def test_the_bound_counts_what_other_pages_take(tiny_teacher: Teacher, tmp_path: Path) -> None:
+    prepare_features(tiny_teacher, PAGES, tmp_path)
+    taken = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    with pytest.raises(ConfigError, match="can be deleted, by folder"):
+        prepare_features(tiny_teacher, PAGES[:5], tmp_path, max_bytes=taken + 1000)
+    prepare_features(tiny_teacher, PAGES, tmp_path, max_bytes=1)  # are there
+    prepare_features(tiny_teacher, PAGES[:5], tmp_path, max_bytes=2 * taken)
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"best_tokens": 5}])
@@ -188,7 +198,7 @@ def test_estimate_is_the_size_on_disk(
     (file,) = (tmp_path / "first" / features.key).glob("*.safetensors")
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     size = file.stat().st_size - header
-    with pytest.raises(ConfigError, match="max_bytes"):
+    with pytest.raises(ConfigError, match="cache_gigabytes"):
         prepare_features(tiny_teacher, PAGES, tmp_path, max_bytes=size - 1, **options)
     prepare_features(tiny_teacher, PAGES, tmp_path, max_bytes=size, **options)
 

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import StorageError
+from circuitsearch.core.text import hide_passwords
 from circuitsearch.search.storage.tables import metadata
 
 __all__ = [
@@ -45,8 +46,11 @@ _FORMS = (
     "a path such as runs/study.db, sqlite:///runs/study.db, or "
     "postgresql://user:password@host:5432/database"
 )
-_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "smb2", "fuse.sshfs", "afs", "ncpfs"})
-_SECRET = re.compile(r"(://[^:/@\s]*):[^@\s]*@")  # for texts that are no URL SQLAlchemy can read
+# Not 9p: some sandboxes mount their local root by it.
+_NETWORK = re.compile(
+    "nfs4?|cifs|smb.*|afs|ncpfs|ceph|lustre|gpfs|beegfs.*|panfs|wekafs|pvfs2|orangefs|glusterfs|"
+    r"fuse\.(glusterfs|ceph.*|sshfs|juicefs|rclone|s3fs|gcsfuse)"
+)
 _MEMORY = (None, "", ":memory:")
 
 # What a database's message holds -> what it means and what to do. The first match counts.
@@ -60,7 +64,11 @@ _MEANINGS = (
     ("unable to open", "cannot be opened; check that the folder exists and is writable"),
     ("readonly", "is read-only; change its permissions or give another path"),
     ("disk is full", "cannot grow, the disk is full; free some space and run this again"),
-    ("authentication failed", "refuses the login; check user and password in the URL"),
+    (
+        "authentication failed|no password supplied",
+        "refuses the login; check the user in the URL and the password there, in PGPASSWORD or "
+        "in ~/.pgpass",
+    ),
     ("(role|database) .* does not exist", "is unknown to the server; check user and database"),
     ("connection|resolve host", "is unreachable; check host and port, and that the server runs"),
 )
@@ -100,12 +108,7 @@ def storage_url(url_or_path: str | os.PathLike[str]) -> URL:
 
 def masked(url: URL | str) -> str:
     """Return a URL as text in which every password is `***`."""
-    try:
-        parsed = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        return _SECRET.sub(r"\1:***@", str(url))
-    secrets = {key: "***" for key in parsed.query if "pass" in key.lower()}
-    return parsed.update_query_dict(secrets).render_as_string(hide_password=True)
+    return hide_passwords(url if isinstance(url, str) else url.render_as_string(False))
 
 
 def is_there(url_or_path: str | os.PathLike[str]) -> bool:
@@ -276,11 +279,12 @@ def _check_sqlite_path(path: Path, url: URL) -> None:
             f"Storage {masked(url)}: the folder {str(path.parent)!r} does not exist; "
             f"create it (mkdir -p) or give another path"
         )
-    kind = _filesystem(path.parent)
-    if kind in _NETWORK:
+    kind = _filesystem(path.resolve().parent)  # the file itself may be a link
+    if kind is not None and _NETWORK.fullmatch(kind):
         raise StorageError(
             f"Storage {masked(url)} lies on a network file system ({kind}), where SQLite's "
-            "write-ahead log damages databases; use a local disk, or PostgreSQL for many machines"
+            "write-ahead log damages databases; give a path on a local disk (search.storage), or "
+            "PostgreSQL for many machines"
         )
 
 

@@ -55,8 +55,8 @@ def register(
         raise ConfigError(
             f"Study {name!r} in {masked(storage.url)} was started with other settings "
             f"(stored -> now):\n{lines}\nThree ways out: change them back to go on with it; give "
-            "this search another study name; or take its results and best plans along: "
-            f"circuitsearch study fork SEARCH.yaml {name}"
+            "this search another name and output folder; or do that and take the results and best "
+            "plans along: circuitsearch study fork NEW.yaml FOLDER, the folder being this search's"
         )
     _update(storage, name, config, versions)
     mirror.prepare()

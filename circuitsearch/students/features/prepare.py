@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from circuitsearch.core.errors import ConfigError, DataError, StorageError, choice_problem
-from circuitsearch.core.files import content_hash
+from circuitsearch.core.files import alone, content_hash
 from circuitsearch.students.features.reader import FeatureBatch, Features
 from circuitsearch.students.features.shards import shard_done, write_shard
 from circuitsearch.students.features.targets import TeacherRows
@@ -67,14 +67,15 @@ def prepare_features(
 ) -> Features:
     """Compute the features of pages, or open them where they have been computed.
 
-    An interrupted run continues at the first unfinished shard.
+    An interrupted run continues at the first unfinished shard. Of several processes that ask for
+    the same features one computes them, the others wait.
 
     Args:
         teacher: whose encoder and decoder are asked.
         pages: the data set.
         folder: parent folder of all features; these go into a folder named by their key.
         batch_size: pages per encoder pass and examples per decoder pass.
-        max_bytes: largest size allowed on disk.
+        max_bytes: what all features in `folder` may take on disk together.
         precision: of states and logits on disk.
         best_tokens: teacher logits kept per answer token; None keeps vocabularies of up to 4,096
             tokens whole and the 128 best of larger ones.
@@ -83,7 +84,7 @@ def prepare_features(
         progress: called with (pages done, pages) after every shard.
 
     Raises:
-        ConfigError: if the features would be larger than `max_bytes`.
+        ConfigError: if the features would take more than `max_bytes` with those already there.
         DataError: if there are no questions, a question does not fit the teacher, or a shard on
             disk is damaged.
         StorageError: if the disk is full or cannot be written.
@@ -94,24 +95,27 @@ def prepare_features(
     kept = _kept(teacher, precision, best_tokens, temperatures)
     key = _key(teacher, pages, rows, kept, shard_bytes)
     target = Path(folder) / key
-    cuts = _cuts(teacher, pages, rows, kept, shard_bytes)
-    missing = [index for index in range(len(cuts)) if not shard_done(target, index)]
-    if missing:
-        _check_size(_size(teacher, len(pages), rows, kept), len(pages), max_bytes, Path(folder))
-    for index in missing:
-        first, last = cuts[index]
-        here = [row for row in rows if first <= row.page < last]
-        tensors = _shard(teacher, pages[first:last], first, here, kept, batch_size)
-        write_shard(target, index, tensors)
-        if progress is not None:
-            progress(last, len(pages))
+    sizes = _page_sizes(teacher, len(pages), rows, kept)
+    cuts = _cuts(sizes, shard_bytes)
+    with alone(target):
+        missing = [index for index in range(len(cuts)) if not shard_done(target, index)]
+        if missing:
+            more = sum(sum(sizes[slice(*cuts[index])]) for index in missing)
+            _check_size(sum(sizes), more, len(pages), max_bytes, Path(folder))
+        for index in missing:
+            first, last = cuts[index]
+            here = [row for row in rows if first <= row.page < last]
+            tensors = _shard(teacher, pages[first:last], first, here, kept, batch_size)
+            write_shard(target, index, tensors)
+            if progress is not None:
+                progress(last, len(pages))
     return Features(target, key, pages, rows, teacher.tokens.pad_id, cuts, kept.temperatures)
 
 
-def feature_bytes(teacher: Teacher, pages: Sequence[Page]) -> int:
+def feature_bytes(teacher: Teacher, pages: Sequence[Page], precision: Precision = "float32") -> int:
     """Return what `prepare_features` of these pages takes on disk, but for file headers."""
-    kept = _kept(teacher, "float32", None, (1.0, 2.0))
-    return _size(teacher, len(pages), examples(pages, teacher.tokens), kept)
+    kept = _kept(teacher, precision, None, (1.0, 2.0))
+    return sum(_page_sizes(teacher, len(pages), examples(pages, teacher.tokens), kept))
 
 
 def kept_teacher_rows(
@@ -187,40 +191,49 @@ def _row_bytes(teacher: Teacher, kept: _Kept) -> int:
     return kept.top * (kept.number + 4) + 4 * len(kept.temperatures)
 
 
-def _size(teacher: Teacher, pages: int, rows: Sequence[Example], kept: _Kept) -> int:
-    """Return the bytes of all features, exact but for file headers."""
-    answers = sum(len(row.ids) - row.prompt for row in rows)
-    return pages * _page_bytes(teacher, kept) + answers * _row_bytes(teacher, kept)
-
-
-def _check_size(size: int, pages: int, max_bytes: int, folder: Path) -> None:
-    """Refuse features that are larger than allowed or than the disk."""
-    each = f"{size / 2**20:,.1f} MiB for {pages} pages, {size / pages / 2**20:,.2f} MiB each"
-    if size > max_bytes:
-        raise ConfigError(
-            f"Features would take {each}; max_bytes allows {max_bytes / 2**20:,.1f} MiB. "
-            'Use fewer pages, precision="bfloat16", fewer best_tokens, or raise max_bytes'
-        )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if size > free:
-        raise StorageError(
-            f"Features would take {each}; {str(folder)!r} has {free / 2**20:,.1f} MiB free. "
-            "Choose another folder or use fewer pages"
-        )
-
-
-def _cuts(
-    teacher: Teacher, pages: Sequence[Page], rows: Sequence[Example], kept: _Kept, shard_bytes: int
-) -> list[tuple[int, int]]:
-    """Return (first, last + 1) pages of each shard: a shard ends when it reaches `shard_bytes`."""
-    sizes = [_page_bytes(teacher, kept)] * len(pages)
+def _page_sizes(teacher: Teacher, pages: int, rows: Sequence[Example], kept: _Kept) -> list[int]:
+    """Return the bytes of each page's features, exact but for file headers."""
+    sizes = [_page_bytes(teacher, kept)] * pages
     for row in rows:
         sizes[row.page] += (len(row.ids) - row.prompt) * _row_bytes(teacher, kept)
+    return sizes
+
+
+def _check_size(size: int, more: int, pages: int, max_bytes: int, folder: Path) -> None:
+    """Refuse features that are larger than allowed or than the disk.
+
+    Args:
+        size: of all features of the pages.
+        more: of those that are not there yet.
+        pages: how many.
+        max_bytes: what all in the folder may take.
+        folder: where they go.
+    """
+    each = f"{size / 2**20:,.1f} MiB for {pages} pages, {size / pages / 2**20:,.2f} MiB each"
+    there = sum(file.stat().st_size for file in folder.glob("*/shard-*.safetensors"))
+    if there + more > max_bytes:
+        raise ConfigError(
+            f"Features would take {each}; {str(folder)!r} holds {there / 2**20:,.1f} MiB and may "
+            f"hold {max_bytes / 2**20:,.1f} MiB (cache_gigabytes). Use fewer pages, "
+            "cache_precision: bfloat16, or raise cache_gigabytes; features of pages that no "
+            "search uses any more can be deleted, by folder"
+        )
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(parent).free
+    if more > free:
+        raise StorageError(
+            f"Features would take {each}, {more / 2**20:,.1f} MiB of it still to be written; "
+            f"{str(folder)!r} has {free / 2**20:,.1f} MiB free. Choose another folder (cache), "
+            "cache_precision: bfloat16, or use fewer pages"
+        )
+
+
+def _cuts(sizes: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]:
+    """Return (first, last + 1) pages of each shard: a shard ends when it reaches `shard_bytes`."""
     cuts, first, filled = [], 0, 0
     for page, size in enumerate(sizes):
         filled += size
-        if filled >= shard_bytes or page == len(pages) - 1:
+        if filled >= shard_bytes or page == len(sizes) - 1:
             cuts.append((first, page + 1))
             first, filled = page + 1, 0
     return cuts
