@@ -128,6 +128,7 @@ class Pipeline:
             phase,
             neurons=neuron_order(self.teacher.decoder),
             replacements=self.replacements,
+            memory_bytes=self.work.config.exhaustive.memory_gigabytes * 1e9,
         )
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             people().print(f"error: {error}", style="red", markup=False)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
+            # a second one ends the handing back above; from here on there is nothing to cut short
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             people().print("interrupted; finished work is kept", style="yellow", markup=False)
             if _go_on:
                 people().print(f"go on with: {_go_on[0]}", markup=False)

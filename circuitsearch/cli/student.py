@@ -127,11 +127,14 @@ def _answer_file(
     pipeline: Pipeline, student: str, questions: Path, images: Path | None, out: Path, json: bool
 ) -> None:
     from circuitsearch import stages
+    from circuitsearch.api import load_teacher
     from circuitsearch.teacher.documents.submission import write_submission
 
     work = pipeline.work
-    answers = stages.answer_file(work.say, pipeline.teacher, student, questions, images)
-    write_submission(out, answers, list(answers))
+    device = work.processes.device(work.config.device)
+    model = pipeline.teacher if student == "teacher" else load_teacher(student, device)
+    answers, asked = stages.answer_file(work.say, model, questions, images)
+    write_submission(out, answers, asked)
     _say({"questions": len(answers), "submission": str(out)}, json)
 
 
@@ -184,6 +187,24 @@ def _say(data: dict[str, Any], json: bool) -> None:
         emit(data)
         return
     console = people()
-    for name in _TOLD:
-        if data.get(name) is not None:
-            console.print(f"{name:14} {data[name]}", markup=False)
+    for name, value in {**{name: data.get(name) for name in _TOLD}, **_spent(data)}.items():
+        if value is not None:
+            console.print(f"{name:14} {value}", markup=False)
+
+
+def _spent(data: dict[str, Any]) -> dict[str, str]:
+    """Return quality by family, costs and speed of a measurement in words, by name."""
+    from circuitsearch.core.amounts import shown
+
+    families = ", ".join(f"{name} {value:.3f}" for name, value in data.get("families", {}).items())
+    told = {"families": families} if families else {}
+    for accounting, cost in data.get("cost", {}).items():
+        one = cost["scopes"]["decoder"]
+        told[f"decoder {accounting}"] = f"{one['parameters']:,} parameters, {one['macs']:,} MACs"
+    if data.get("speed"):
+        speed = data["speed"]
+        times = [shown("latency", speed[name]) for name in ("first_token", "per_token", "encoding")]
+        told["latency"] = "first token {}, each further {}, encoder {}".format(*times)
+        sizes = [shown("memory", speed[name]) for name in ("decoder_memory", "total_memory")]
+        told["peak memory"] = "decoder {}, in all {}, on {}".format(*sizes, speed["where"])
+    return told

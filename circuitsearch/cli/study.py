@@ -22,6 +22,7 @@ from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interru
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
+    from circuitsearch.core.plan import Plan
     from circuitsearch.search.storage.view import StudyStatus, StudyView, TrialRecord
 
 __all__ = ["app", "show_command", "status_command", "stop_command", "top_command", "worker_command"]
@@ -35,6 +36,8 @@ app = typer.Typer(
 )
 
 _VARIABLE = "CIRCUITSEARCH_STORAGE"
+_NEAR = 0.02
+"""A limit of which less is left is said to bind."""
 Where = Annotated[
     str,
     typer.Argument(
@@ -74,7 +77,9 @@ def _view(
 def status_command(
     where: Where, study: StudyName = None, phase: Phase = None, json: Json = False
 ) -> None:
-    """Say how far a study is: trials by state, who works on what, the best plan."""
+    """Say how far a study is: trials by state, who works on what, the best plan and its room."""
+    from circuitsearch.core.plan import Plan
+
     with _view(where, study, phase) as view:
         status, best, stopping = view.status(), view.best(), view.stopping()
         running = [one for one in view.trials() if one.state in ("running", "interrupted")]
@@ -88,6 +93,7 @@ def status_command(
             **asdict(status),
             "stopping": stopping,
             "best": None if best is None else {"plan": best.plan, "quality": best.quality},
+            "room": {} if best is None else _room(view, Plan.parse(best.plan)),
             "workers": [_worker(one) for one in running],
         }
     if json:
@@ -102,6 +108,10 @@ def status_command(
         console.print("asked to stop: workers finish their trials and leave", markup=False)
     if best is not None:
         console.print(f"best: {best.plan}  ANLS {best.quality:.3f}", markup=False)
+        for name, room in facts["room"].items():
+            binds = ", binds" if room["left"] < _NEAR * room["limit"] else ""
+            left = ", ".join(f"{room[word]:,} {word}" for word in ("limit", "left"))
+            console.print(f"  {name}: {left}{binds}", markup=False)
     for one in facts["workers"]:
         console.print(
             f"trial {one['trial']}: {one['plan']}  {one['state']} by {one['worker']} "
@@ -158,6 +168,16 @@ def top_command(
         )
 
 
+def _room(view: StudyView, plan: Plan) -> dict[str, dict[str, int]]:
+    """Return every limit of a study and what a plan leaves of it, where that is known."""
+    from circuitsearch.search.space import Space
+
+    space, speed = Space.from_json(view.identity["space"]), view.speed(plan)
+    left = space.budget.slack(plan, space.shape, None if speed is None else speed.amounts)
+    limits = {limit.name: limit.maximum for limit in space.budget.limits}
+    return {name: {"limit": limits[name], "left": amount} for name, amount in left.items()}
+
+
 def _row(trial: TrialRecord) -> dict[str, Any]:
     """Return one measured trial in short."""
     made = trial.measurement
@@ -184,13 +204,13 @@ def show_command(
 ) -> None:
     """Show everything about one trial: who works on it, its result, the room it leaves."""
     from circuitsearch.core.plan import Plan
-    from circuitsearch.search.space import Space
 
     with _view(where, study, phase) as view:
         found = next((one for one in view.trials() if one.number + 1 == trial), None)
         count = view.status().trials
-        space = Space.from_json(view.identity["space"])
-        speed = None if found is None else view.speed(Plan.parse(found.plan))
+        plan = None if found is None else Plan.parse(found.plan)
+        room = {} if plan is None else _room(view, plan)
+        speed = None if plan is None else view.speed(plan)
     if found is None:
         from circuitsearch.core.errors import ConfigError
 
@@ -200,9 +220,7 @@ def show_command(
         **_worker(found),
         "source": found.source,
         "failure": found.failure,
-        "slack": space.budget.slack(
-            Plan.parse(found.plan), space.shape, None if speed is None else speed.amounts
-        ),
+        "slack": {name: one["left"] for name, one in room.items()},
         "speed": None if speed is None else {**speed.amounts, "measured on": speed.where},
         "measurement": measured,
     }

@@ -260,6 +260,9 @@ class ExhaustiveConfig(Section):
     short: Natural = Field(
         0, description="plans to distil as a search does, the best of which become D1-D3"
     )
+    memory_gigabytes: Positive = Field(
+        1, description="what the walk over all plans may hold at once, in 10^9 bytes"
+    )
 
 
 class StudyConfig(Section):

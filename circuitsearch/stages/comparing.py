@@ -236,9 +236,10 @@ def _baseline(
         raise TrainingError("; ".join(failed))
     order = sorted(made, key=lambda place: (-made[place], place))
     shown = entries[order[len(order) // 2] if drawn else 0]
+    middle = "the median" if len(order) % 2 else "the lower median"
     told = ", ".join(f"{group[place].plan} {made[place]:.3f}" for place in order)
     shown.notes.append(
-        f"{len(group)} plans, shown is {'the median' if drawn else 'the first by the paper'}; "
+        f"{len(group)} plans, shown is {middle if drawn else 'the first by the paper'}; "
         f"ANLS of all with seed {seed}: {told}"
     )
     shown.notes += _without(failed)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from circuitsearch.config import SPLITS, DocVQAData, RenderedData, RowsData
-from circuitsearch.core.budget import Budget
-from circuitsearch.core.errors import ConfigError, DataError
-from circuitsearch.core.files import content_hash, write_json
+from circuitsearch.core.budget import Budget, LimitSpec
+from circuitsearch.core.errors import ConfigError, DataError, raise_together
+from circuitsearch.core.files import alone, content_hash, write_json
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import best_heads
+from circuitsearch.students.decoding import decoding_problems
 from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.students.fitting import fit_replacements
 from circuitsearch.students.replacements import FITTED, Replacements
@@ -53,14 +54,14 @@ def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) 
         InfeasibleError: No legal student fits.
     """
     chosen = work.config.space
+    choices = Choices(chosen.attention, tuple(chosen.widths), tuple(chosen.replacements))
     specs = [limit.spec() for limit in work.config.budget]
     speeds = StudentSpeeds(work, teacher)
     measured = any(spec.measured for spec in specs)
-    if measured:  # refuse what is misspelt before anything is measured
-        Budget.resolve(specs, teacher.shape, whole=dict.fromkeys((one.name for one in specs), 1))
+    if measured:
+        _check_unmeasured(work, teacher, specs, choices)
     whole = speeds.of(Plan.full(teacher.shape.decoder.layers)).amounts() if measured else {}
     budget = Budget.resolve(specs, teacher.shape, work.config.generation.counted(), whole)
-    choices = Choices(chosen.attention, tuple(chosen.widths), tuple(chosen.replacements))
     predictions = speeds.predictions(budget, choices)
     space = Space(teacher.shape, budget, choices, predictions)
     space.check(speeds.of(space.smallest()[0]).amounts() if measured else None)
@@ -68,6 +69,16 @@ def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) 
         return space
     order = best_heads(space, component_effects(scores()))
     return Space(teacher.shape, budget, replace(choices, heads=order), predictions)
+
+
+def _check_unmeasured(
+    work: Workspace, teacher: Teacher, specs: Sequence[LimitSpec], choices: Choices
+) -> None:
+    """Refuse what is misspelt, or impossible by arithmetic alone, before anything is measured."""
+    Budget.resolve(specs, teacher.shape, whole=dict.fromkeys((one.name for one in specs), 1))
+    if counted := [spec for spec in specs if not spec.measured]:
+        budget = Budget.resolve(counted, teacher.shape, work.config.generation.counted())
+        Space(teacher.shape, budget, choices).check()
 
 
 def component_effects(scores: Scores) -> dict[str, float]:
@@ -91,12 +102,13 @@ def fit(work: Workspace, teacher: Teacher, features: Features) -> Replacements |
     if not work.config.space.replacements:
         return None
     key = content_hash([teacher.fingerprint, features.key, names])
-    path = work.config.work / f"replacements-{key}.safetensors"
-    if not path.exists():
-        with work.say.stage("fitting replacements"):
-            sublayers = teacher.decoder.sublayers
-            fit_replacements(teacher.decoder, features, sublayers, names=names).save(path)
-    return Replacements.load(path).to(teacher.device)
+    path = work.config.cached / f"replacements-{key}.safetensors"
+    with alone(path):
+        if not path.exists():
+            with work.say.stage("fitting replacements"):
+                sublayers = teacher.decoder.sublayers
+                fit_replacements(teacher.decoder, features, sublayers, names=names).save(path)
+    return replace(Replacements.load(path), fitted_to=key).to(teacher.device)
 
 
 def documents(work: Workspace, teacher: Teacher) -> dict[str, list[Page]]:
@@ -179,7 +191,13 @@ def _usable(pages: Sequence[Page], teacher: Teacher) -> tuple[list[Page], list[s
 def compute_features(
     work: Workspace, teacher: Teacher, pages: Mapping[str, Sequence[Page]]
 ) -> dict[str, Features]:
-    """Compute or open the features of the splits that students meet."""
+    """Compute or open the features of the splits that students meet.
+
+    Raises:
+        ConfigError: The teacher's generation config asks for what students are not measured with.
+    """
+    problems = decoding_problems(teacher.model.generation_config)
+    raise_together(problems, ConfigError, f"Teacher {teacher.name!r}: generation_config")
     made = {}
     for name in ("train", "select", "final"):
         with work.say.stage(f"encoding pages ({name})") as tell:

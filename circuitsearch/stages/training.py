@@ -121,15 +121,21 @@ class StudentTrainer:
 
     def objective(self, steps: int) -> dict[str, Any]:
         """Return everything a search measurement depends on beside plan and seed."""
+        return {
+            **self._trained(steps),
+            **({} if self.rule == "rrc" else {"anls": self.rule}),
+            "select": self._features["select"].key,
+        }
+
+    def _trained(self, steps: int) -> dict[str, Any]:
+        """Return everything a student's weights depend on beside plan, seed and build."""
         fitted = self._replacements
         return {
             **({} if fitted is None else {"replacements": fitted.fingerprint}),
-            **({} if self.rule == "rrc" else {"anls": self.rule}),
             **({} if self._config.distill.start == "teacher" else {"start": self._beginning()}),
             **({"averages": self._averaging} if self._config.distill.compensate else {}),
             "teacher": self.teacher.fingerprint,
             "train": self._features["train"].key,
-            "select": self._features["select"].key,
             "distill": self.recipe(steps).to_json(),
         }
 
@@ -167,7 +173,7 @@ class StudentTrainer:
         )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
-        key = content_hash([self.objective(steps), plan.hash, seed, *how.key])
+        key = content_hash([self._trained(steps), plan.hash, seed, *how.key])
         path = self._config.work / "students" / f"{plan.hash}-{seed}-{steps}-{key}.safetensors"
         logs = self._config.output / "tensorboard" / path.stem
 

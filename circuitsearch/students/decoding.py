@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from circuitsearch.core.errors import ConfigError, raise_together
 from circuitsearch.teacher.decoders import residual_decoder
+from circuitsearch.teacher.tokens import TeacherTokens
 
-__all__ = ["Limits", "greedy_ids"]
+__all__ = ["Limits", "answer_limits", "decoding_problems", "greedy_ids"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,58 @@ class Limits:
     length: int
     ends: Collection[int]
     forbidden: Collection[int] = ()
+
+
+# What `generate` would do beside choosing the best allowed token -> the value that does nothing.
+_PLAIN = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+}
+
+
+def decoding_problems(config: Any) -> list[str]:
+    """Return what a generation config asks for that decoding here does not do."""
+    problems = []
+    longer = [word for word in config.bad_words_ids or () if len(word) > 1]
+    if longer:
+        problems.append(f"bad_words_ids forbids {len(longer)} sequences, allowed are single tokens")
+    for name, plain in _PLAIN.items():
+        got = getattr(config, name, None)
+        if got not in (None, plain):
+            problems.append(f"{name} is {got}, answers are decoded without; remove it")
+    return problems
+
+
+def answer_limits(config: Any, tokens: TeacherTokens) -> Limits:
+    """Return the limits under which `model.generate` answers greedily.
+
+    What follows the closing tag is no part of an answer, so decoding ends there.
+
+    Args:
+        config: the model's generation config.
+        tokens: the teacher's prompt and tokenizer.
+
+    Raises:
+        ConfigError: the config asks for more than that (`decoding_problems`).
+    """
+    raise_together(decoding_problems(config), ConfigError, "generation_config")
+    forbidden = {word[0] for word in config.bad_words_ids or ()}
+    forbidden |= set(getattr(config, "suppress_tokens", None) or ())
+    unknown = tokens.tokenizer.unk_token_id
+    # a forced end token takes the last place
+    forced = getattr(config, "forced_eos_token_id", None) is not None
+    return Limits(
+        length=tokens.max_length - forced,
+        ends=frozenset({tokens.answer_ids("")[0], tokens.eos_id}),
+        forbidden=frozenset(forbidden if unknown is None else forbidden | {unknown}),
+    )
 
 
 def greedy_ids(

@@ -20,7 +20,7 @@ from circuitsearch.core.cost import Generation, recorded_costs
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.students.decoding import Limits, greedy_ids
+from circuitsearch.students.decoding import answer_limits, greedy_ids
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.scoring import answer_rows, finite_perplexity, scores_of
 from circuitsearch.students.student import plan_of
@@ -92,10 +92,13 @@ def greedy_answers(
 
     Returns:
         One answer per question, in the order of `examples`; the same texts as `model.generate`.
+
+    Raises:
+        ConfigError: the model's generation config asks for more than greedy decoding.
     """
     chosen = list(range(len(features.examples))) if examples is None else list(examples)
     prompts = [list(row.ids[: row.prompt]) for row in (features.examples[i] for i in chosen)]
-    limits = _limits(model, tokens)
+    limits = answer_limits(model.generation_config, tokens)
     texts = [""] * len(chosen)
     order = sorted(range(len(chosen)), key=lambda place: len(prompts[place]))
     for first in range(0, len(order), batch_size):
@@ -186,23 +189,6 @@ def examine(
         **scored,
     )
     return made, rows
-
-
-def _limits(model: Any, tokens: TeacherTokens) -> Limits:
-    """Return the limits under which `model.generate` would answer.
-
-    What follows the closing tag is no part of an answer, so decoding ends there.
-    """
-    config = model.generation_config
-    forbidden = {word[0] for word in config.bad_words_ids or () if len(word) == 1}
-    unknown = tokens.tokenizer.unk_token_id
-    # a forced end token takes the last place
-    forced = getattr(config, "forced_eos_token_id", None) is not None
-    return Limits(
-        length=tokens.max_length - forced,
-        ends=frozenset({tokens.answer_ids("")[0], tokens.eos_id}),
-        forbidden=frozenset(forbidden if unknown is None else forbidden | {unknown}),
-    )
 
 
 def _device(view: Any) -> torch.device:

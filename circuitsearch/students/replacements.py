@@ -41,11 +41,13 @@ class Replacements:
         means: [d] mean writes.
         maps: affine maps of the LN'd stream, weight [d, d] and bias [d].
         tokens: [V] int64 tables of tokens, for beginnings that end with the sub-layer.
+        fitted_to: hash of everything they were fitted to, where that is known.
     """
 
     means: Mapping[SubLayer, Tensor] = field(default_factory=dict)
     maps: Mapping[SubLayer, Affine] = field(default_factory=dict)
     tokens: Mapping[SubLayer, Tensor] = field(default_factory=dict)
+    fitted_to: str | None = None
 
     def check(self, plan: Plan, shape: DecoderShape) -> None:
         """Refuse a plan that needs numbers which are not there, or are of another decoder.
@@ -84,7 +86,12 @@ class Replacements:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any number; part of every key of what is built on it."""
+        """16 hex digits of what the numbers were fitted to, or of all numbers; part of every key.
+
+        Another processor rounds a fit otherwise: its workers belong to the same study all the same.
+        """
+        if self.fitted_to is not None:
+            return self.fitted_to[:16]
         return hashlib.sha256(save(self._tensors())).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
@@ -105,7 +112,7 @@ class Replacements:
             for sublayer, one in self.maps.items()
         }
         tokens = {sublayer: table.to(device) for sublayer, table in self.tokens.items()}
-        return Replacements(means, maps, tokens)
+        return Replacements(means, maps, tokens, self.fitted_to)
 
     @classmethod
     def load(cls, path: str | Path) -> Replacements:

@@ -61,7 +61,11 @@ GOOD: dict[str, Any] = {
         "start": ("choice", "elastic"),
         "tensorboard": ("flag", "true"),
     },
-    "exhaustive": {"top": ("count", "3"), "short": ("natural", "0")},
+    "exhaustive": {
+        "top": ("count", "3"),
+        "short": ("natural", "0"),
+        "memory_gigabytes": ("positive", "1"),
+    },
     "search": {
         "trainings": ("count", "10"),
         "sampler": ("choice", "elastic"),
@@ -73,7 +77,9 @@ GOOD: dict[str, Any] = {
     "evaluation": {"anls": ("choice", "strict")},
     "final": {"seeds": ("list", "[0, 1]"), "steps": ("count", "900")},
     "baselines": ("list", "[wanda]"),
+    "cache": ("path", "cache"),
     "cache_gigabytes": ("positive", "20"),
+    "cache_precision": ("choice", "bfloat16"),
 }
 BUDGET = "budget:\n  - quantity: parameters\n    limit: 31.25%\n  - {quantity: macs, limit: 757G}\n"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from PIL import Image
@@ -98,6 +99,10 @@ def test_the_student_answers_and_is_measured(finished, tmp_path):
     for row in (row for row in result["rows"] if row is not best):
         assert row["difference_to"] == "best"
         assert row["difference"]["questions"] == row["examples"]
+    told = circuitsearch("evaluate", path, output / "student").stderr
+    assert f"{best['parameters']:,} parameters" in told
+    assert re.search(r"latency +first token \d.* each further \d.* encoder \d", told)
+    assert re.search(r"peak memory +decoder \d.* in all \d", told)
     assert measured["plan"] == best["plan"]
     assert measured["quality"] == pytest.approx(
         best["quality"], abs=1e-6
@@ -176,6 +181,9 @@ def test_a_study_is_read_and_worked_on_from_its_database(finished, tmp_path):
     path, output, _ = finished
     status = json.loads(circuitsearch("status", output, "--json").stdout)
     assert (status["measured"], status["trainings"], status["running"]) == (3, 3, 0)
+    told = circuitsearch("status", output).stderr
+    room = status["room"]["decoder parameters (paper)"]
+    assert f"decoder parameters (paper): {room['limit']:,} limit, {room['left']:,} left" in told
     best = json.loads(circuitsearch("top", output, "1", "--json").stdout)[0]
     assert best["plan"] == status["best"]["plan"]
     assert json.loads(circuitsearch("status", path, "--json").stdout) == status  # the search file

@@ -196,6 +196,9 @@ def test_passwords_are_masked_everywhere() -> None:
     with pytest.raises(StorageError, match="is no URL; allowed are") as caught:
         storage_url("postgresql://u:geheim@h:port/d")
     assert "geheim" not in str(caught.value)
+    with pytest.raises(StorageError, match="write an @ in them as %40") as caught:
+        storage_url("postgresql://u:sehr@geheim@h/d")
+    assert "geheim" not in str(caught.value)
     with pytest.raises(StorageError, match="got an empty text"):
         storage_url("  ")
     with pytest.raises(StorageError, match="allowed are a path"):

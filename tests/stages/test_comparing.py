@@ -83,7 +83,7 @@ def test_groups_tell_all_their_plans(made: Pipeline) -> None:
     assert row(made, "mint18").plan == "C2 S3 C3"
     drawn = {str(one.plan) for name, one in made.baselines if name == "random"}
     (spread,) = [note for note in row(made, "random").notes if "plans, shown is" in note]
-    assert spread.startswith(f"{len(drawn)} plans, shown is the median; ")
+    assert spread.startswith(f"{len(drawn)} plans, shown is the lower median; ")
     told = dict(re.findall(r"([A-Z][^,]*?) (\d\.\d{3})", spread.split(": ")[1]))
     assert set(told) == drawn
     assert row(made, "random").plan == list(told)[len(told) // 2]

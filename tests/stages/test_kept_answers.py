@@ -168,6 +168,13 @@ def test_strict_anls_is_another_measurement_and_needs_no_other_answers(
     direct, said = strict.answered_teacher("select")
     assert said == answers
     assert direct.quality == made.quality
+    # how a student is judged does not change what it has learnt
+    for judge in (
+        usual,
+        trainer(tmp_path / "a", tiny_teacher, features, evaluation={"anls": "strict"}),
+    ):
+        judge.student(PLAN, 0, STEPS)
+    assert len(list((tmp_path / "a" / "work" / "students").glob("*.safetensors"))) == 1
 
 
 def test_a_damaged_count_is_refused_not_overwritten(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from circuitsearch.students import build_student, fit_replacements
 from circuitsearch.students.baselines import Proposal
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.replacements import Replacements
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
@@ -50,13 +52,13 @@ def work(tmp_path: Path) -> Workspace:
 
 
 def test_the_search_fits_what_its_space_offers_and_keeps_it(
-    work: Workspace, tiny_teacher: Teacher, tiny_features: Features
+    work: Workspace, tiny_teacher: Teacher, tiny_features: Features, tmp_path: Path
 ) -> None:
     made = fit(work, tiny_teacher, tiny_features)
     view = tiny_teacher.decoder
     literal = fit_replacements(view, tiny_features, view.sublayers, names=["mean", "token"])
     assert made is not None
-    assert made.fingerprint == literal.fingerprint
+    assert replace(made, fitted_to=None).fingerprint == literal.fingerprint
     assert not made.maps
     table = made.tokens[view.sublayers[1]]
     assert table.dtype == torch.int64
@@ -64,6 +66,15 @@ def test_the_search_fits_what_its_space_offers_and_keeps_it(
     again = fit(work, tiny_teacher, tiny_features)
     assert again is not None
     assert again.fingerprint == made.fingerprint
+    # a worker on another processor fits slightly other numbers and is in the same study
+    (path,) = (tmp_path / "search" / "work").glob("replacements-*.safetensors")
+    rounded = {s: mean * (1 + 1e-6) for s, mean in literal.means.items()}
+    Replacements(rounded, literal.maps, literal.tokens).save(path)
+    elsewhere = fit(work, tiny_teacher, tiny_features)
+    assert elsewhere is not None
+    first = view.sublayers[0]
+    assert not torch.equal(elsewhere.means[first], made.means[first])
+    assert elsewhere.fingerprint == made.fingerprint
 
 
 def test_worths_of_replacements_predict_the_loss_of_their_plan(

@@ -143,6 +143,24 @@ def test_the_unknown_token_is_never_chosen(short_teacher: Teacher, few: Features
     assert any(expected)  # with <unk> allowed, every answer would be special tokens only
 
 
+def test_suppressed_tokens_are_never_chosen(short_teacher: Teacher, few: Features) -> None:
+    student = _leaning(short_teacher, "S0 C0 M0 C1", 7, 50.0)
+    free = greedy_answers(student, few, short_teacher.tokens)
+    student.generation_config.suppress_tokens = [7]
+    answers = greedy_answers(student, few, short_teacher.tokens)
+    assert answers == _one_by_one(student, short_teacher, few)
+    assert answers != free
+
+
+def test_what_is_no_greedy_decoding_is_refused(short_teacher: Teacher, few: Features) -> None:
+    """`generate` would answer otherwise, so nothing is measured that nobody can repeat."""
+    student = _leaning(short_teacher, "S0 C0", 7, 1.0)
+    student.generation_config.no_repeat_ngram_size = 2
+    student.generation_config.bad_words_ids = [[1, 2]]
+    with pytest.raises(ConfigError, match=r"(?s)forbids 1 sequences.*no_repeat_ngram_size is 2"):
+        greedy_answers(student, few, short_teacher.tokens)
+
+
 def test_chosen_examples_are_answered_in_their_order(short_teacher: Teacher, few: Features) -> None:
     model = short_teacher.model
     everything = greedy_answers(model, few, short_teacher.tokens)

@@ -98,6 +98,11 @@ def storage_url(url_or_path: str | os.PathLike[str]) -> URL:
         # The original message may quote the URL, so it is not passed on.
         raise StorageError(f"Storage {masked(text)!r} is no URL; allowed are {_FORMS}") from None
     backend = url.get_backend_name()
+    if "@" in (url.host or ""):  # the server's own message would repeat what follows
+        raise StorageError(
+            f"Storage {masked(text)}: user and password end at the first @; write an @ in them as "
+            "%40"
+        )
     if backend == "postgresql":
         # SQLAlchemy would choose psycopg2, which is not a dependency.
         return url.set(drivername="postgresql+psycopg")

@@ -32,6 +32,7 @@ from circuitsearch.core.errors import (
     raise_together,
 )
 from circuitsearch.core.files import write_json
+from circuitsearch.students.decoding import answer_limits, decoding_problems
 from circuitsearch.students.export.graphs import DecoderGraph, EncoderGraph, remembering
 from circuitsearch.teacher.loading import Teacher
 
@@ -102,13 +103,7 @@ def _check(teacher: Teacher, opset: int) -> None:
             )
     if opset not in OPSETS:
         problems.append(f"opset: got {opset}, allowed are {OPSETS[0]} to {OPSETS[-1]}")
-    config = teacher.model.generation_config
-    longer = [word for word in config.bad_words_ids or () if len(word) > 1]
-    if longer:
-        problems.append(f"bad_words_ids forbids {len(longer)} sequences, allowed are single tokens")
-    for name, plain in (("repetition_penalty", 1.0), ("no_repeat_ngram_size", 0)):
-        if getattr(config, name, None) not in (None, plain):
-            problems.append(f"{name} is {getattr(config, name)}, the exported files decode without")
+    problems += decoding_problems(teacher.model.generation_config)
     images = teacher.processor.image_processor
     if getattr(images, "do_center_crop", False):
         problems.append("the image processor crops pages, which the exported files do not")
@@ -265,11 +260,8 @@ def _described(
 
 def _manifest(teacher: Teacher, graphs: Mapping[str, Any], opset: int) -> dict[str, Any]:
     """Return everything that answering needs beside the graphs and the tokenizer."""
-    tokens, config = teacher.tokens, teacher.model.generation_config
-    forbidden = {word[0] for word in config.bad_words_ids or ()}
-    forbidden |= set(getattr(config, "suppress_tokens", None) or ())
-    # a forced end token takes the last place
-    forced = getattr(config, "forced_eos_token_id", None) is not None
+    tokens = teacher.tokens
+    limits = answer_limits(teacher.model.generation_config, tokens)
     images = teacher.processor.image_processor
     return {
         "format": _FORMAT,
@@ -287,9 +279,9 @@ def _manifest(teacher: Teacher, graphs: Mapping[str, Any], opset: int) -> dict[s
             "empty_ids": tokens.prompt_ids(""),
         },
         "limits": {
-            "length": tokens.max_length - forced,
-            "ends": sorted({tokens.answer_ids("")[0], tokens.eos_id}),
-            "forbidden": sorted(forbidden),
+            "length": limits.length,
+            "ends": sorted(limits.ends),
+            "forbidden": sorted(limits.forbidden),
         },
         "image": {
             "height": images.size["height"],
