@@ -109,6 +109,10 @@ def test_upgrade_makes_no_database(tmp_path: Path) -> None:
     for place in (folder, tmp_path / "none.db"):
         assert "there is no such file" in here("study", "upgrade", place, code=4).stderr
     assert "no search.yaml there" in here("study", "upgrade", tmp_path, code=2).stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "notes.db")) as plain, plain:
+        plain.execute("CREATE TABLE notes (text)")
+    assert "holds no study" in here("study", "upgrade", tmp_path / "notes.db", code=4).stderr
+    (tmp_path / "notes.db").unlink()
     assert list(tmp_path.glob("**/*.db")) == []
 
 

@@ -205,6 +205,8 @@ for folder in sys.argv[1:]:
         "uncached": ask(pixels, min_new_tokens=20, use_cache=False),
         "single": [ask(pixels[i : i + 1], min_new_tokens=20)[0] for i in range(2)],
         "beam": ask(pixels, min_new_tokens=20, num_beams=3),
+        "beam uncached": ask(pixels, min_new_tokens=20, num_beams=3, use_cache=False),
+        "beam single": [ask(one[None], min_new_tokens=20, num_beams=3)[0] for one in pixels],
     }
     print(json.dumps({"module": type(model.decoder).__module__, "written": written}))
 assert not [name for name in sys.modules if name.split(".")[0] == "circuitsearch"]
@@ -280,6 +282,7 @@ def test_answers_the_same_where_circuitsearch_is_not_installed(
     assert answer["module"].startswith("transformers_modules.")
     written = answer["written"]
     assert written["greedy"] == written["uncached"] == written["single"]
+    assert written["beam"] == written["beam uncached"] == written["beam single"]
     fitted = any_replacements(tiny_teacher.shape.decoder)
     expected = _written(
         build_student(tiny_teacher, Plan.parse(text), replacements=fitted), tiny_teacher

@@ -152,11 +152,19 @@ def upgrade_optuna(url_or_path: str | os.PathLike[str]) -> None:
     """Bring Optuna's tables up to date; nothing happens when they are.
 
     Raises:
-        StorageError: the database cannot be opened, or a newer Optuna wrote it.
+        StorageError: the database cannot be opened, holds no study, or a newer Optuna wrote it.
     """
     url = storage_url(url_or_path)
     text = url.render_as_string(hide_password=False)
     with storage_errors(url):
+        engine = sa.create_engine(url)
+        known = sa.inspect(engine).has_table("version_info")
+        engine.dispose()
+        if not known:
+            raise StorageError(
+                f"Storage {masked(url)} holds no study; give the database of a search, e.g. "
+                "study.db in its output folder"
+            )
         storage = RDBStorage(text, skip_compatibility_check=True, skip_table_creation=True)
         try:
             current = storage.get_current_version()
