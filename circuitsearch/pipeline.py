@@ -18,6 +18,7 @@ from circuitsearch import stages
 from circuitsearch.core.findings import Finding
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.paths.table import PathTable
+from circuitsearch.search.elastic import LISTED
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
@@ -119,7 +120,26 @@ class Pipeline:
         """Every feasible plan by its loss under the elastic teacher, best first."""
         return [] if self.elastic is None else self._ranked(self.elastic, "elastic")
 
-    def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
+    @cached_property
+    def predicted(self) -> Ranking:
+        """Every feasible plan by what it is predicted to reach, best first.
+
+        By its loss under the elastic teacher and, with the weight `elastic.untrained`, without
+        training; empty without an elastic teacher.
+        """
+        weight = self.work.config.elastic.untrained
+        if self.elastic is None or weight == 0:
+            return self.elastic_ranking
+        if self.space.count() <= LISTED:
+            return stages.mixed(self.elastic_ranking, self.untrained, weight)
+        return self._ranked(self.elastic, "predicted", (self.teacher.decoder, weight))
+
+    def _ranked(
+        self,
+        view: ResidualDecoder,
+        phase: str,
+        beside: tuple[ResidualDecoder, float] | None = None,
+    ) -> Ranking:
         return stages.rank(
             self.work,
             self.space,
@@ -128,6 +148,7 @@ class Pipeline:
             phase,
             neurons=neuron_order(self.teacher.decoder),
             replacements=self.replacements,
+            beside=beside,
             memory_bytes=self.work.config.exhaustive.memory_gigabytes * 1e9,
         )
 
@@ -140,7 +161,7 @@ class Pipeline:
     @cached_property
     def prior(self) -> Prior:
         """What the search knows before the first training."""
-        return Prior(self.worths, tuple(self.elastic_ranking))
+        return Prior(self.worths, tuple(self.predicted))
 
     @cached_property
     def warm(self) -> stages.WarmPlans:

@@ -193,6 +193,11 @@ class ElasticConfig(Section):
     rule: Literal["uniform", "even", "sandwich", "weighted"] = Field(
         "uniform", description="which plan trains at which step (`search.elastic`)"
     )
+    untrained: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        0.15,
+        description="weight of the loss without training beside the elastic loss, as exponents, in "
+        "what a plan is predicted to reach; 0 leaves it out",
+    )
 
 
 class DistillConfig(Section):

@@ -12,7 +12,7 @@ from .discover import draw_circuit, score, trace_paths
 from .distilling import distill_plan
 from .inputs import compute_features, documents, fit, load, plan_space
 from .pricing import measure_time, price
-from .ranking import Ranking, rank, train_elastic
+from .ranking import Ranking, mixed, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import check_fork, fork, join, promote, search, versions
 from .submission import answer_file
@@ -40,6 +40,7 @@ __all__ = [
     "join",
     "load",
     "measure_time",
+    "mixed",
     "outputs",
     "plan_space",
     "preview",

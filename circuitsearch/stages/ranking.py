@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from circuitsearch.workspace import Workspace
 
 from .weights import recipe_of, train_once, trainable
 
-__all__ = ["Ranking", "plan_losses", "rank", "train_elastic", "weights_hash"]
+__all__ = ["Ranking", "mixed", "plan_losses", "rank", "train_elastic", "weights_hash"]
 
 
 Ranking = list[tuple[Plan, float]]
@@ -39,6 +40,7 @@ Ranking = list[tuple[Plan, float]]
 _SAMPLE = 2000
 """Random plans that stand for a space too large to list, and plans that the swap search adds."""
 _MEMORY = 2**30
+_TINY = 1e-12
 
 
 def train_elastic(
@@ -115,6 +117,7 @@ def rank(
     *,
     neurons: NeuronOrder | None = None,
     replacements: Replacements | None = None,
+    beside: tuple[ResidualDecoder, float] | None = None,
     limit: int = LISTED,
     sample: int = _SAMPLE,
     memory_bytes: float = _MEMORY,
@@ -133,6 +136,8 @@ def rank(
         phase: name of the result.
         neurons: by which widths are cut; by default the view's own (`Walk`).
         replacements: numbers for the space's replacements, fitted to the view.
+        beside: another view and its weight; values are then weighted geometric means of both
+            losses (`mixed`). Give `neurons` then: both have to judge the same students.
         limit: most plans that are ranked one and all.
         sample: random plans of a larger space, and as many for the swap search.
         memory_bytes: what a chunk of questions may take (`Walk`).
@@ -140,22 +145,30 @@ def rank(
     key = [phase, features.key, space.to_json(), weights_hash(view), limit, sample]
     key += [] if neurons is None else [[str(s), *order] for s, order in sorted(neurons.items())]
     key += [] if replacements is None else [replacements.fingerprint]
+    key += [] if beside is None else [weights_hash(beside[0]), beside[1]]
     folder = work.config.work / f"ranking-{phase}-{content_hash(key)}"
-    walk = Walk(
-        view, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
-    )
+    judges = [(view, 1.0)] if beside is None else [(view, 1 - beside[1]), beside]
+    walks = [
+        (
+            Walk(
+                one, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
+            ),
+            weight,
+        )
+        for one, weight in judges
+    ]
 
     def compute() -> list[list[Any]]:
         total = space.count()
         if total <= limit:
             plans = list(space.enumerate())
             with work.say.stage(f"ranking all {total} plans ({phase})") as tell:
-                losses = plan_losses(walk, plans, folder, tell)
+                losses = _values(walks, plans, folder, tell)
             return [[str(plan), loss] for plan, loss in zip(plans, losses, strict=True)]
         with work.say.stage(f"ranking a sample of {total} plans ({phase})") as tell:
             ranked = sampled(
                 space,
-                lambda plans: plan_losses(walk, plans, folder, tell),
+                lambda plans: _values(walks, plans, folder, tell),
                 sample=sample,
                 swaps=sample,
                 seed=seed_from("sample", work.config.seed),
@@ -166,6 +179,44 @@ def rank(
     shutil.rmtree(folder, ignore_errors=True)
     ranked = [(Plan.parse(text), float(loss)) for text, loss in rows]
     return sorted(ranked, key=lambda row: (row[1], str(row[0])))
+
+
+def mixed(ranking: Ranking, other: Ranking, weight: float) -> Ranking:
+    """Return the plans of two rankings by the weighted geometric mean of their losses, best first.
+
+    What a student reaches after distillation depends on what recovery can give (its loss under the
+    elastic teacher) and, less, on where it begins (its loss without training).
+
+    Args:
+        ranking: plans with their losses.
+        other: the same plans with other losses.
+        weight: of the other losses, from 0 to 1.
+    """
+    losses = dict(other)
+    found = [(plan, _mean([loss, losses[plan]], [1 - weight, weight])) for plan, loss in ranking]
+    return sorted(found, key=lambda row: (row[1], str(row[0])))
+
+
+def _mean(losses: Sequence[float], weights: Sequence[float]) -> float:
+    """Return a weighted geometric mean; a loss of zero is taken for the smallest number."""
+    parts = zip(losses, weights, strict=True)
+    return math.exp(sum(weight * math.log(max(loss, _TINY)) for loss, weight in parts))
+
+
+def _values(
+    walks: Sequence[tuple[Walk, float]],
+    plans: Sequence[Plan],
+    folder: Path,
+    tell: Callable[[int, int], None],
+) -> list[float]:
+    """Return each plan's loss, or the weighted geometric mean of its losses under several views."""
+    found = [
+        plan_losses(walk, plans, folder / str(place), tell) for place, (walk, _) in enumerate(walks)
+    ]
+    if len(found) == 1:
+        return found[0]
+    weights = [weight for _, weight in walks]
+    return [_mean(losses, weights) for losses in zip(*found, strict=True)]
 
 
 def plan_losses(

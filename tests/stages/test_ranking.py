@@ -15,7 +15,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
-from circuitsearch.stages.ranking import rank, train_elastic
+from circuitsearch.stages.ranking import mixed, rank, train_elastic
 from circuitsearch.students import build_student, rank_neurons
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
@@ -129,6 +129,38 @@ def test_other_weights_are_ranked_anew(
         whole.decoder.model.decoder.layers[2].fc1.weight += 0.1
     second = rank(work, plans, residual_decoder(whole), tiny_features, "elastic")
     assert dict(first) != dict(second)
+
+
+def test_two_rankings_mix_to_weighted_geometric_means(
+    work: Workspace, tiny_teacher: Teacher, tiny_features: Features
+) -> None:
+    plans = space(tiny_teacher, "30%")
+    changed = build_student(tiny_teacher, Plan.full(4)).requires_grad_(False)
+    with torch.no_grad():
+        changed.decoder.model.decoder.layers[2].fc1.weight += 0.1
+    other = residual_decoder(changed)
+    one = rank(work, plans, tiny_teacher.decoder, tiny_features, "untrained")
+    two = rank(work, plans, other, tiny_features, "elastic")
+    losses = dict(two)
+    literal = {plan: loss**0.75 * losses[plan] ** 0.25 for plan, loss in one}
+    found = mixed(one, two, 0.25)
+    assert dict(found) == pytest.approx(literal, rel=1e-12)  # roots against logarithms
+    assert [plan for plan, _ in found] == sorted(literal, key=lambda p: (literal[p], str(p)))
+    assert mixed(one, two, 0) == [(plan, pytest.approx(loss)) for plan, loss in one]
+    assert mixed([(Plan.parse("S0"), 0.0)], [(Plan.parse("S0"), 1.0)], 0.5)[0][1] > 0
+    # the same from one walk each, as where the space is too large to list
+    asked = tiny_teacher.decoder, tiny_features, "predicted"
+    direct = rank(work, plans, *asked, beside=(other, 0.25))
+    assert dict(direct) == pytest.approx(literal, rel=1e-6)
+    large = space(tiny_teacher, "20%", Choices(attention="heads", widths=(8, 24)))
+    order = neuron_order(tiny_teacher.decoder)
+    sampled = rank(work, large, *asked, neurons=order, beside=(other, 0.25), sample=10)
+    plan, value = sampled[0]
+    alone = [
+        student_loss(tiny_teacher, tiny_features, plan, ranking=order, source=source)
+        for source in (None, changed.decoder)
+    ]
+    assert value == pytest.approx(alone[0] ** 0.75 * alone[1] ** 0.25, rel=1e-4)
 
 
 def test_a_space_too_large_is_ranked_by_a_sample(
