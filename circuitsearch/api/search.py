@@ -208,13 +208,18 @@ class Search:
 
         Returns:
             `untrained`: plan and loss (nats per token) under the teacher, best first; `elastic`:
-            the same under the elastic teacher, empty where the search does without one.
+            the same under the elastic teacher, `predicted`: by both losses together, as the search
+            ranks them; empty where the search does without an elastic teacher.
 
         Raises:
             CircuitSearchError: As `run`.
         """
         with self._claimed() as line:
-            return {"untrained": line.untrained, "elastic": line.elastic_ranking}
+            return {
+                "untrained": line.untrained,
+                "elastic": line.elastic_ranking,
+                "predicted": line.predicted,
+            }
 
     def trials(self) -> list[Measurement]:
         """Run the warm-started search without the final comparison.

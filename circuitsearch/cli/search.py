@@ -229,9 +229,13 @@ def enumerate_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank every feasible plan by its loss without training: on the teacher and the elastic one."""
+    """Rank every feasible plan by its losses on the teacher, on the elastic one, and by both."""
     pipeline = open_pipeline(search, override, quiet)
-    ranked = {"untrained": pipeline.untrained, "elastic": pipeline.elastic_ranking}
+    ranked = {
+        "untrained": pipeline.untrained,
+        "elastic": pipeline.elastic_ranking,
+        "predicted": pipeline.predicted,
+    }
     shown = {
         name: [{"plan": str(plan), "loss": loss} for plan, loss in rows[:top]]
         for name, rows in ranked.items()

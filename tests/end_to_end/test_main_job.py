@@ -117,7 +117,8 @@ def test_reading_commands_share_the_finished_work(finished):
     table = json.loads(circuitsearch("paths", path, "--json").stdout)
     assert len(table["paths"]) == 2**5
     ranked = json.loads(circuitsearch("enumerate", path, "--top", "3", "--json").stdout)
-    assert len(ranked["untrained"]) == len(ranked["elastic"]) == 3
+    assert len(ranked["untrained"]) == len(ranked["elastic"]) == len(ranked["predicted"]) == 3
+    assert ranked["predicted"] != ranked["elastic"]
     losses = [row["loss"] for row in ranked["untrained"]]
     assert losses == sorted(losses)
     graph = json.loads(circuitsearch("graph", path, "--json").stdout)

@@ -44,6 +44,8 @@ from circuitsearch.teacher.decoders import ResidualDecoder, token_loss
 from circuitsearch.teacher.metrics import anls
 from circuitsearch.workspace import Workspace
 
+WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3)
+"""Of the untrained loss beside the elastic one (`elastic.untrained`)."""
 DRAWS, SPLITS, TRAIN_QUESTIONS = 2000, 200, 1000
 
 
@@ -108,12 +110,18 @@ def main() -> None:
     texts = [str(plan) for plan in plans]
     if found.get("plans") != texts:
         found.update(readings={}, seconds={})
+        found.pop("untrained", None)
     columns = {"quality": truth.quality, "loss": truth.loss, "by seed": truth.by_seed}
     found.update(
         plans=texts,
         feasible=truth.feasible,
         truth={name: values.tolist() for name, values in columns.items()},
     )
+    if "untrained" not in found:
+        losses, _ = _values(
+            pipeline.teacher.decoder, pipeline.features["select"], plans, None, token_loss
+        )
+        found["untrained"] = losses.mean(dim=1).tolist()
     for setting in SETTINGS[: options.rows]:
         if setting.name not in found["readings"]:
             started = time.process_time()
@@ -209,13 +217,18 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
 def _judge(found: dict[str, Any]) -> None:
     """Correlate every reading with the truth."""
     quality = np.array(found["truth"]["quality"])
-    readings = dict(found["readings"])
+    readings = {name: dict(reading) for name, reading in found["readings"].items()}
     for one, other in MEANS:
         if one.name in readings and other.name in readings:
             pair = readings[one.name], readings[other.name]
             readings[f"mean of: {one.name}; and: {other.name}"] = {
                 name: np.mean([reading[name] for reading in pair], axis=0) for name in pair[0]
             }
+    untrained = np.array(found["untrained"])
+    for reading in readings.values():
+        for weight in WEIGHTS:  # as `stages.mixed` has it
+            both = -((-np.array(reading["loss"])) ** (1 - weight)) * untrained**weight
+            reading[f"loss, untrained loss to the power {weight}"] = both.tolist()
     found["spearman"] = {
         setting: {name: _agreement(values, quality) for name, values in reading.items()}
         for setting, reading in readings.items()

@@ -82,6 +82,7 @@ def _rankings(pipeline: Pipeline, plans: Sequence[Plan]) -> dict[str, list[float
     for name, ranking in (
         ("untrained loss", pipeline.untrained),
         ("elastic loss", pipeline.elastic_ranking),
+        ("elastic and untrained loss", pipeline.predicted),
     ):
         losses = {plan.hash: loss for plan, loss in ranking}
         if losses:

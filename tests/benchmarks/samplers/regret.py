@@ -59,7 +59,7 @@ def main() -> None:
     if options.distil:
         truth.ask(pipeline, table_of["objective"], options.out.with_suffix(".json"))
     effects = {e.component: e.effect or 0.0 for e in pipeline.scores.components}
-    prior = Prior(unit_worths(space, effects), tuple(pipeline.elastic_ranking))
+    prior = Prior(unit_worths(space, effects), tuple(pipeline.predicted))
     runs = [(name, "circuit") for name in options.samplers]
     if not options.distil:  # a misled sampler would have to distil most of the space
         runs += [(n, "misleading") for n in (*INFORMED, "elastic order") if n in options.samplers]
