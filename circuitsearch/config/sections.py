@@ -194,7 +194,7 @@ class ElasticConfig(Section):
         "uniform", description="which plan trains at which step (`search.elastic`)"
     )
     untrained: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
-        0.15,
+        0.05,
         description="weight of the loss without training beside the elastic loss, as exponents, in "
         "what a plan is predicted to reach; 0 leaves it out",
     )
