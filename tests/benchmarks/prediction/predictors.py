@@ -1,7 +1,7 @@
 """What predicts a student after distillation: Spearman of every cheap judge with its quality.
 
     python tests/benchmarks/prediction/predictors.py tests/benchmarks/prediction/31.yaml
-        --truth DISTILLED.json --out results/discovery/prediction-31
+        --truth DISTILLED.json --out results/search/prediction-31
 
 `distilled.py` makes the truth; of several tables, one per training seed, the mean counts. A plan's
 prediction is the sum over what it keeps (components, or edges whose both ends stay), or minus a
