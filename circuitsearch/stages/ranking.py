@@ -210,9 +210,13 @@ def _values(
     tell: Callable[[int, int], None],
 ) -> list[float]:
     """Return each plan's loss, or the weighted geometric mean of its losses under several views."""
-    found = [
-        plan_losses(walk, plans, folder / str(place), tell) for place, (walk, _) in enumerate(walks)
-    ]
+    found: list[list[float]] = []
+    for place, (walk, _) in enumerate(walks):
+
+        def told(done: int, total: int, before: int = place) -> None:
+            tell(before * total + done, len(walks) * total)
+
+        found.append(plan_losses(walk, plans, folder / str(place), told))
     if len(found) == 1:
         return found[0]
     weights = [weight for _, weight in walks]
