@@ -29,6 +29,7 @@ from circuitsearch.discovery.attribution.engine import component_scores, edge_sc
 from circuitsearch.discovery.attribution.taylor import taylor_scores
 from circuitsearch.discovery.patching.components import effects, pair_effects
 from circuitsearch.discovery.patching.edges import edge_effects
+from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import Sample, make_sample
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
@@ -58,6 +59,8 @@ def main() -> None:
         "elastic teacher": pipeline.elastic,
     }
     kept = [frozenset(s.name for s in plan.sublayers) for plan in plans]
+    for name, predictor in _paths(pipeline.paths).items():
+        predicted[name] = [predictor(names) for names in kept]
     for where, view in views.items():
         if view is not None:
             for name, predictor in _predictors(view, sample).items():
@@ -117,6 +120,22 @@ def _predictors(view: ResidualDecoder, sample: Sample) -> dict[str, Predictor]:
     for form in ("weights", "gate"):
         found[f"taylor {form}"] = _sum(taylor_scores(view, sample, form=form).means())
     return found
+
+
+def _paths(table: PathTable) -> dict[str, Predictor]:
+    """Return what the keyword's paths to the last cross-attention say of what is kept of them.
+
+    A path counts only where all its sub-layers stay; the pure residual path always does.
+    """
+    values = [(frozenset(path.through), path.effectiveness) for path in table.paths]
+
+    def there(kept: Kept) -> list[float]:
+        return [value for through, value in values if through <= kept]
+
+    return {
+        "paths, sum": lambda kept: sum(there(kept)),
+        "paths, best": lambda kept: max(there(kept)),
+    }
 
 
 def _sum(values: Mapping[str, float]) -> Predictor:
