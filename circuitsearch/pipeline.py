@@ -124,22 +124,16 @@ class Pipeline:
     def predicted(self) -> Ranking:
         """Every feasible plan by what it is predicted to reach, best first.
 
-        By its loss under the elastic teacher and, with the weight `elastic.untrained`, without
-        training; empty without an elastic teacher.
+        By its loss under the elastic teacher and, where all plans are listed, with the weight
+        `elastic.untrained` by that without training. A sample would have to be walked twice, and
+        over heads and widths gained nothing (`results/LOG.md`). Empty without an elastic teacher.
         """
-        weight = self.work.config.elastic.untrained
-        if self.elastic is None or weight == 0:
+        if self.elastic is None or self.space.count() > LISTED:
             return self.elastic_ranking
-        if self.space.count() <= LISTED:
-            return stages.mixed(self.elastic_ranking, self.untrained, weight)
-        return self._ranked(self.elastic, "predicted", (self.teacher.decoder, weight))
+        weight = self.work.config.elastic.untrained
+        return stages.mixed(self.elastic_ranking, self.untrained, weight)
 
-    def _ranked(
-        self,
-        view: ResidualDecoder,
-        phase: str,
-        beside: tuple[ResidualDecoder, float] | None = None,
-    ) -> Ranking:
+    def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
         return stages.rank(
             self.work,
             self.space,
@@ -148,7 +142,6 @@ class Pipeline:
             phase,
             neurons=neuron_order(self.teacher.decoder),
             replacements=self.replacements,
-            beside=beside,
             memory_bytes=self.work.config.exhaustive.memory_gigabytes * 1e9,
         )
 

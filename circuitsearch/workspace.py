@@ -18,7 +18,6 @@ from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import dump_config, load_config
 from circuitsearch.core.errors import ConfigError, DataError, StorageError
 from circuitsearch.core.files import content_hash, read_json, write_json, write_text
-from circuitsearch.core.text import drop_passwords
 from circuitsearch.processes import ALONE, Processes
 from circuitsearch.progress import Reporter
 
@@ -156,8 +155,11 @@ class Workspace:
         )
         told = self.config
         if told.search.storage is not None:
+            # imported here: most commands that write a configuration need no database
+            from circuitsearch.search.storage.connection import without_password
+
             # the folder is evidence, to be shown and shared
-            safe = told.search.model_copy(update={"storage": drop_passwords(told.search.storage)})
+            safe = told.search.model_copy(update={"storage": without_password(told.search.storage)})
             told = told.model_copy(update={"search": safe})
         write_text(path, header + dump_config(told))
 

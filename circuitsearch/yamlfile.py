@@ -103,7 +103,7 @@ def dotted(location: Location) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return one_line(text)
+    return one_line(hide_passwords(text))
 
 
 def shown(value: object) -> str:

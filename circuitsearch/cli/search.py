@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitsearch.core.text import hide_passwords
+from circuitsearch.core.text import drop_passwords
 
 from .shell import (
     ConfigPath,
@@ -67,7 +67,7 @@ def open_pipeline(
     if claim:
         _claims.append(search.work.claim())
     search.work.write_config(beside=beside)
-    on_interrupt(hide_passwords(shlex.join(["circuitsearch", *sys.argv[1:]])))
+    on_interrupt(drop_passwords(shlex.join(["circuitsearch", *sys.argv[1:]])))
     return search.pipeline
 
 
@@ -99,13 +99,23 @@ def join_study(
     # and pages alone they share, in the folder of the search.
     who = f"{socket.gethostname()}-{os.getpid()}"
     folder = output or Path(f"{study.config['output']}-worker-{who}")
-    shared = study.config.get("cache") or str(Path(study.config["output"]) / "work")
-    given = {**study.config, "output": str(folder), "cache": shared}
+    shared = Path(study.config.get("cache") or Path(study.config["output"]) / "work")
+    given = {**study.config, "output": str(folder)}
+    given["cache"] = str(shared) if _writable(shared) else None
     given["search"] = {**given["search"], "storage": storage.url}
     work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
     _claims.append(work.claim())
     work.write_config()
     return stages.join(work, study, Pipeline(work).trainer)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # on this machine the search's folder cannot even be made
+        return False
+    return os.access(folder, os.W_OK)
 
 
 @command

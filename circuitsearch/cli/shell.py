@@ -86,7 +86,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             # a second one ends the handing back above; from here on there is nothing to cut short
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_IGN)
             people().print("interrupted; finished work is kept", style="yellow", markup=False)
             if _go_on:
                 people().print(f"go on with: {_go_on[0]}", markup=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitsearch.core.text import hide_passwords
+from circuitsearch.core.text import drop_passwords
 
 from .shell import ConfigPath, Json, Overrides, Quiet, command, emit, on_interrupt, people
 
@@ -364,7 +364,7 @@ def fork_command(
         status = stages.fork(line.work, line.space, line.prior, line.trainer, source, name)
     again = ["circuitsearch", "run", str(search)]
     for one in override or ():
-        again += ["-o", hide_passwords(one)]
+        again += ["-o", drop_passwords(one)]
     people().print(
         f"taken over: {status.measured} results, {status.queued} plans queued; "
         f"go on with: {shlex.join(again)}",

@@ -195,8 +195,8 @@ class ElasticConfig(Section):
     )
     untrained: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         0.05,
-        description="weight of the loss without training beside the elastic loss, as exponents, in "
-        "what a plan is predicted to reach; 0 leaves it out",
+        description="weight of the loss without training beside the elastic loss, as exponents, "
+        "where all plans are ranked; 0 leaves it out",
     )
 
 

@@ -11,10 +11,10 @@ import re
 
 __all__ = ["drop_passwords", "escape_markdown", "hide_passwords", "one_line"]
 
-# A password may hold `@` and `/` itself, so it goes on to the last `@` of the word.
-_IN_AUTHORITY = re.compile(r"(://[^:/@\s]*):\S*@")
-_IN_QUERY = re.compile(r"([?&][^=&\s]*pass[^=&\s]*=)[^&\s]*", re.IGNORECASE)
-
+# A user and a password may hold `@`, and a password blanks: it goes on to the last `@` of the line.
+# Rather too much is hidden than too little.
+_IN_AUTHORITY = re.compile(r"(://[^:/\s]*):[^\n]*@")
+_IN_QUERY = re.compile(r"(?<=[?&])((?:ssl)?password=)[^&\s]*", re.IGNORECASE)
 # What starts an element of Markdown or HTML inside a line or a table cell. Dots, dashes, brackets
 # of plain words and digits are left alone: they mean something at the start of a line only.
 _MARKDOWN = frozenset("\\`*_[]|~#!$")
@@ -36,14 +36,13 @@ def hide_passwords(text: str) -> str:
     return _IN_QUERY.sub(r"\1***", _IN_AUTHORITY.sub(r"\1:***@", text))
 
 
-def drop_passwords(url: str) -> str:
-    """Return a URL without its passwords: its driver asks the environment for them instead."""
-    if "://" not in url:  # a path
-        return url
-    without = _IN_AUTHORITY.sub(r"\1@", url)
-    address, _, query = without.partition("?")
-    kept = [one for one in query.split("&") if "pass" not in one.partition("=")[0].lower()]
-    return address + "?" * any(kept) + "&".join(kept)
+def drop_passwords(text: str) -> str:
+    """Return `text` without the passwords of URLs in it: their driver asks the environment then."""
+    without = _IN_AUTHORITY.sub(r"\1@", text)
+    if not _IN_QUERY.search(without):
+        return without
+    # what is left of `?password=x&a=b` and `?a=b&password=x` is `?&a=b` and `?a=b&`
+    return re.sub(r"(?<=[?&])&+|[?&]+(?=\s|$)", "", _IN_QUERY.sub("", without))
 
 
 def escape_markdown(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.core.text import hide_passwords
+from circuitsearch.core.text import drop_passwords
 from circuitsearch.students.replacements import FITTED
 from circuitsearch.students.saving.checkpoint import save_student
 
@@ -68,7 +68,7 @@ def distill_plan(
     command = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]
     command += ["--steps", str(taken), "--seed", str(used), "--output", str(output)]
     for one in overrides:
-        command += ["--override", hide_passwords(one)]
+        command += ["--override", drop_passwords(one)]
 
     def hand_over() -> Measurement:
         about = {"seed": used, "steps": taken}

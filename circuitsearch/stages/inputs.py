@@ -16,6 +16,7 @@ from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import best_heads
 from circuitsearch.students.decoding import decoding_problems
 from circuitsearch.students.features import Features, prepare_features
+from circuitsearch.students.features.prepare import feature_bytes
 from circuitsearch.students.fitting import fit_replacements
 from circuitsearch.students.replacements import FITTED, Replacements
 from circuitsearch.teacher.documents.collate import examples, unusable
@@ -103,9 +104,9 @@ def fit(work: Workspace, teacher: Teacher, features: Features) -> Replacements |
         return None
     key = content_hash([teacher.fingerprint, features.key, names])
     path = work.config.cached / f"replacements-{key}.safetensors"
-    with alone(path):
-        if not path.exists():
-            with work.say.stage("fitting replacements"):
+    if not path.exists():
+        with alone(path), work.say.stage("fitting replacements"):
+            if not path.exists():  # another worker may have fitted them meanwhile
                 sublayers = teacher.decoder.sublayers
                 fit_replacements(teacher.decoder, features, sublayers, names=names).save(path)
     return replace(Replacements.load(path), fitted_to=key).to(teacher.device)
@@ -198,16 +199,24 @@ def compute_features(
     """
     problems = decoding_problems(teacher.model.generation_config)
     raise_together(problems, ConfigError, f"Teacher {teacher.name!r}: generation_config")
+    names, settings = ("train", "select", "final"), work.config
+    allowed = int(settings.cache_gigabytes * 10**9)
+    needed = sum(feature_bytes(teacher, pages[one], settings.cache_precision) for one in names)
+    if needed > allowed:  # before the first of them is computed
+        raise ConfigError(
+            f"Features of all pages would take {needed / 1e9:,.1f} GB, cache_gigabytes allows "
+            f"{allowed / 1e9:,.1f}; use fewer pages, cache_precision: bfloat16, or raise it"
+        )
     made = {}
-    for name in ("train", "select", "final"):
+    for name in names:
         with work.say.stage(f"encoding pages ({name})") as tell:
             made[name] = prepare_features(
                 teacher,
                 pages[name],
-                work.config.cached / "features",
-                max_bytes=int(work.config.cache_gigabytes * 10**9),
-                precision=work.config.cache_precision,
-                temperatures=(1.0, work.config.distill.temperature),
+                settings.cached / "features",
+                max_bytes=allowed,
+                precision=settings.cache_precision,
+                temperatures=(1.0, settings.distill.temperature),
                 progress=tell,
             )
     return made

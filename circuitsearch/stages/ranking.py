@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ Ranking = list[tuple[Plan, float]]
 _SAMPLE = 2000
 """Random plans that stand for a space too large to list, and plans that the swap search adds."""
 _MEMORY = 2**30
-_TINY = 1e-12
 
 
 def train_elastic(
@@ -102,7 +101,7 @@ def train_elastic(
                 on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
             )
 
-    with alone(path):  # another worker may be training it
+    with nullcontext() if path.exists() else alone(path):  # another worker may be training it
         train_once(view, path, train)
     decoder.requires_grad_(False)
     return view
@@ -117,7 +116,6 @@ def rank(
     *,
     neurons: NeuronOrder | None = None,
     replacements: Replacements | None = None,
-    beside: tuple[ResidualDecoder, float] | None = None,
     limit: int = LISTED,
     sample: int = _SAMPLE,
     memory_bytes: float = _MEMORY,
@@ -136,8 +134,6 @@ def rank(
         phase: name of the result.
         neurons: by which widths are cut; by default the view's own (`Walk`).
         replacements: numbers for the space's replacements, fitted to the view.
-        beside: another view and its weight; values are then weighted geometric means of both
-            losses (`mixed`). Give `neurons` then: both have to judge the same students.
         limit: most plans that are ranked one and all.
         sample: random plans of a larger space, and as many for the swap search.
         memory_bytes: what a chunk of questions may take (`Walk`).
@@ -145,30 +141,22 @@ def rank(
     key = [phase, features.key, space.to_json(), weights_hash(view), limit, sample]
     key += [] if neurons is None else [[str(s), *order] for s, order in sorted(neurons.items())]
     key += [] if replacements is None else [replacements.fingerprint]
-    key += [] if beside is None else [weights_hash(beside[0]), beside[1]]
     folder = work.config.work / f"ranking-{phase}-{content_hash(key)}"
-    judges = [(view, 1.0)] if beside is None else [(view, 1 - beside[1]), beside]
-    walks = [
-        (
-            Walk(
-                one, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
-            ),
-            weight,
-        )
-        for one, weight in judges
-    ]
+    walk = Walk(
+        view, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
+    )
 
     def compute() -> list[list[Any]]:
         total = space.count()
         if total <= limit:
             plans = list(space.enumerate())
             with work.say.stage(f"ranking all {total} plans ({phase})") as tell:
-                losses = _values(walks, plans, folder, tell)
+                losses = plan_losses(walk, plans, folder, tell)
             return [[str(plan), loss] for plan, loss in zip(plans, losses, strict=True)]
         with work.say.stage(f"ranking a sample of {total} plans ({phase})") as tell:
             ranked = sampled(
                 space,
-                lambda plans: _values(walks, plans, folder, tell),
+                lambda plans: plan_losses(walk, plans, folder, tell),
                 sample=sample,
                 swaps=sample,
                 seed=seed_from("sample", work.config.seed),
@@ -193,34 +181,8 @@ def mixed(ranking: Ranking, other: Ranking, weight: float) -> Ranking:
         weight: of the other losses, from 0 to 1.
     """
     losses = dict(other)
-    found = [(plan, _mean([loss, losses[plan]], [1 - weight, weight])) for plan, loss in ranking]
+    found = [(plan, loss ** (1 - weight) * losses[plan] ** weight) for plan, loss in ranking]
     return sorted(found, key=lambda row: (row[1], str(row[0])))
-
-
-def _mean(losses: Sequence[float], weights: Sequence[float]) -> float:
-    """Return a weighted geometric mean; a loss of zero is taken for the smallest number."""
-    parts = zip(losses, weights, strict=True)
-    return math.exp(sum(weight * math.log(max(loss, _TINY)) for loss, weight in parts))
-
-
-def _values(
-    walks: Sequence[tuple[Walk, float]],
-    plans: Sequence[Plan],
-    folder: Path,
-    tell: Callable[[int, int], None],
-) -> list[float]:
-    """Return each plan's loss, or the weighted geometric mean of its losses under several views."""
-    found: list[list[float]] = []
-    for place, (walk, _) in enumerate(walks):
-
-        def told(done: int, total: int, before: int = place) -> None:
-            tell(before * total + done, len(walks) * total)
-
-        found.append(plan_losses(walk, plans, folder / str(place), told))
-    if len(found) == 1:
-        return found[0]
-    weights = [weight for _, weight in walks]
-    return [_mean(losses, weights) for losses in zip(*found, strict=True)]
 
 
 def plan_losses(

@@ -128,7 +128,7 @@ class StudentTrainer:
         }
 
     def _trained(self, steps: int) -> dict[str, Any]:
-        """Return everything a student's weights depend on beside plan, seed and build."""
+        """Return what a student's weights depend on beside plan, seed and build."""
         fitted = self._replacements
         return {
             **({} if fitted is None else {"replacements": fitted.fingerprint}),
@@ -174,7 +174,10 @@ class StudentTrainer:
         )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
-        key = content_hash([self._trained(steps), plan.hash, seed, *how.key])
+        # elastic weights depend on more than the training pages: scores order heads for them
+        judged = self._config.distill.start == "elastic"
+        about = self.objective(steps) if judged else self._trained(steps)
+        key = content_hash([about, plan.hash, seed, *how.key])
         path = self._config.work / "students" / f"{plan.hash}-{seed}-{steps}-{key}.safetensors"
         logs = self._config.output / "tensorboard" / path.stem
 

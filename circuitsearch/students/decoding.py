@@ -64,7 +64,7 @@ def decoding_problems(config: Any) -> list[str]:
         problems.append(f"bad_words_ids forbids {len(longer)} sequences, allowed are single tokens")
     for name, plain in _PLAIN.items():
         got = getattr(config, name, None)
-        if got not in (None, plain):
+        if got not in (None, plain, []) and not (name == "min_length" and got <= 1):
             problems.append(f"{name} is {got}, answers are decoded without; remove it")
     return problems
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import StorageError
+from circuitsearch.core.text import drop_passwords, hide_passwords
 from circuitsearch.search.storage import connection as module
 from circuitsearch.search.storage.connection import (
     READ_ONLY,
@@ -19,6 +20,7 @@ from circuitsearch.search.storage.connection import (
     open_storage,
     storage_errors,
     storage_url,
+    without_password,
 )
 
 
@@ -205,6 +207,42 @@ def test_passwords_are_masked_everywhere() -> None:
         storage_url("redis://h")
     with pytest.raises(StorageError, match="there is no such user"):
         storage_url("~nobody-of-that-name/study.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "hint", "written"),
+    [
+        ("postgresql://u:geheim@h/d", "postgresql://u@h/d", "postgresql://u@h/d"),
+        (
+            "postgresql://u:geheim@h/d?password=geheim&application_name=x",
+            "postgresql://u@h/d?application_name=x",
+            "postgresql://u@h/d?application_name=x",
+        ),
+        # a hint may lose too much, the file may not
+        (
+            "postgresql://u:geheim@h/d?application_name=w@x",
+            "postgresql://u@x",
+            "postgresql://u@h/d?application_name=w%40x",
+        ),
+        ("postgresql://u:ge@heim@h/d", "postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://a@b:geheim@h/d", "postgresql://a@b@h/d", "postgresql://a%40b@h/d"),
+        ("postgresql://u:ge%20heim@h/d", "postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:ge heim@h/d", "postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:geheim@h:port/d", "postgresql://u@h:port/d", "postgresql://u@h:port/d"),
+        *[
+            (plain, plain, plain)
+            for plain in (
+                "postgresql://u@h:5432/d?sslmode=require&passfile=/home/u/.pgpass",
+                "sqlite:////tmp/a?b.db",
+                "runs/a?b@c.db",
+            )
+        ],
+    ],
+)
+def test_passwords_are_left_out_of_hints_and_files(url: str, hint: str, written: str) -> None:
+    assert drop_passwords(url) == hint
+    assert without_password(url) == written
+    assert "heim" not in hide_passwords(f"override 'search.storage={url}' is wrong")
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

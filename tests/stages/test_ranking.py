@@ -144,23 +144,9 @@ def test_two_rankings_mix_to_weighted_geometric_means(
     losses = dict(two)
     literal = {plan: loss**0.75 * losses[plan] ** 0.25 for plan, loss in one}
     found = mixed(one, two, 0.25)
-    assert dict(found) == pytest.approx(literal, rel=1e-12)  # roots against logarithms
+    assert dict(found) == literal
     assert [plan for plan, _ in found] == sorted(literal, key=lambda p: (literal[p], str(p)))
-    assert mixed(one, two, 0) == [(plan, pytest.approx(loss)) for plan, loss in one]
-    assert mixed([(Plan.parse("S0"), 0.0)], [(Plan.parse("S0"), 1.0)], 0.5)[0][1] > 0
-    # the same from one walk each, as where the space is too large to list
-    asked = tiny_teacher.decoder, tiny_features, "predicted"
-    direct = rank(work, plans, *asked, beside=(other, 0.25))
-    assert dict(direct) == pytest.approx(literal, rel=1e-6)
-    large = space(tiny_teacher, "20%", Choices(attention="heads", widths=(8, 24)))
-    order = neuron_order(tiny_teacher.decoder)
-    sampled = rank(work, large, *asked, neurons=order, beside=(other, 0.25), sample=10)
-    plan, value = sampled[0]
-    alone = [
-        student_loss(tiny_teacher, tiny_features, plan, ranking=order, source=source)
-        for source in (None, changed.decoder)
-    ]
-    assert value == pytest.approx(alone[0] ** 0.75 * alone[1] ** 0.25, rel=1e-4)
+    assert mixed(one, two, 0) == one
 
 
 def test_a_space_too_large_is_ranked_by_a_sample(

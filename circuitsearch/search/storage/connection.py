@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import StorageError
-from circuitsearch.core.text import hide_passwords
+from circuitsearch.core.text import drop_passwords, hide_passwords
 from circuitsearch.search.storage.tables import metadata
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "storage_errors",
     "storage_url",
     "upgrade_optuna",
+    "without_password",
 ]
 
 _FORMS = (
@@ -113,7 +114,34 @@ def storage_url(url_or_path: str | os.PathLike[str]) -> URL:
 
 def masked(url: URL | str) -> str:
     """Return a URL as text in which every password is `***`."""
-    return hide_passwords(url if isinstance(url, str) else url.render_as_string(False))
+    if isinstance(url, str):
+        return hide_passwords(url)
+    return hide_passwords(url.render_as_string(hide_password=True))
+
+
+def without_password(url: str) -> str:
+    """Return a URL (or path) without its passwords, for a file that others may read."""
+    if "://" not in url:
+        return url
+    try:
+        given = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        return drop_passwords(url)
+    if "@" in (given.host or ""):  # part of a password that should have been quoted
+        return drop_passwords(url)
+    secret = {"password", "sslpassword"}
+    if given.password is None and not secret & {*given.query}:
+        return url
+    kept = URL.create(
+        given.drivername,
+        given.username,
+        None,
+        given.host,
+        given.port,
+        given.database,
+        given.query,
+    )
+    return kept.difference_update_query(secret).render_as_string(False)
 
 
 def is_there(url_or_path: str | os.PathLike[str]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -97,12 +98,17 @@ def prepare_features(
     target = Path(folder) / key
     sizes = _page_sizes(teacher, len(pages), rows, kept)
     cuts = _cuts(sizes, shard_bytes)
-    with alone(target):
-        missing = [index for index in range(len(cuts)) if not shard_done(target, index)]
-        if missing:
-            more = sum(sum(sizes[slice(*cuts[index])]) for index in missing)
+
+    def missing() -> list[int]:
+        return [index for index in range(len(cuts)) if not shard_done(target, index)]
+
+    # complete ones are only read, and may be another user's
+    with alone(target) if missing() else nullcontext():
+        left = missing()
+        if left:
+            more = sum(sum(sizes[slice(*cuts[index])]) for index in left)
             _check_size(sum(sizes), more, len(pages), max_bytes, Path(folder))
-        for index in missing:
+        for index in left:
             first, last = cuts[index]
             here = [row for row in rows if first <= row.page < last]
             tensors = _shard(teacher, pages[first:last], first, here, kept, batch_size)
