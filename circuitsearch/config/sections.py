@@ -10,6 +10,7 @@ from circuitsearch.core.budget import Limited, LimitSpec, parse_limit
 from circuitsearch.core.components import SubLayer
 from circuitsearch.core.cost import QUANTITIES, Accounting, Generation, Scope
 from circuitsearch.core.errors import ConfigError, PlanError, choice_problem
+from circuitsearch.core.plan import Plan
 from circuitsearch.core.speed import MEASURED, MEASURED_SCOPES
 from circuitsearch.search.units import AttentionUnits, Choices
 
@@ -170,6 +171,20 @@ class SpaceConfig(Section):
     replacements: list[Literal["mean", "linear", "alone", "token"]] = Field(
         default_factory=list, description="stand-ins offered wherever they are legal"
     )
+    within: Text | None = Field(
+        None,
+        description="a plan, e.g. `S0 C0 S1 S2 C3`, of whose sub-layers alone students consist",
+    )
+
+    @field_validator("within")
+    @classmethod
+    def _composition(cls, plan: str | None) -> str | None:
+        try:
+            if plan is not None and not Plan.parse(plan).sublayers:
+                raise ValueError("it keeps nothing; name sub-layers, or leave the key out")
+        except PlanError as error:
+            raise ValueError(str(error)) from None
+        return plan
 
     @property
     def coarse(self) -> bool:

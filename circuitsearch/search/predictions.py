@@ -17,7 +17,7 @@ student is measured (`study`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def calibration_plans(shape: DecoderShape, choices: Choices) -> list[Plan]:
         shape: the decoder's sizes.
         choices: what the space offers.
     """
-    parts = parts_of(shape, choices)
+    parts = parts_of(shape, replace(choices, within=()))
     reader = SubLayer.at(shape.layers - 1, Kind.CROSS)
     full = {sublayer: WHOLE for sublayer in sublayers(shape.layers)}
     found: list[Plan] = []

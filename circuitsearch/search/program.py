@@ -135,7 +135,7 @@ def _add_rules(rows: _Rows, space: Space, opened: Sequence[int]) -> None:
             if part.free:
                 rows.add({index: 1.0, column[place]: -1.0}, high=0.0)
         later = [i for i in prefixes if i >= part.indices.stop]
-        if alone or later:
+        if part.units and (alone or later):
             # One variable that is 1 when the sub-layer itself stays, in part or whole.
             itself = column[place] if part.free else own[0]
             rows.add(dict.fromkeys([*alone, *later, itself], 1.0), high=1.0)

@@ -49,12 +49,14 @@ class Choices:
             wherever a cross-attention follows.
         heads: order of the heads of each attention, best first, by sub-layer; asked for by
             `counts`. Heads that are not named follow in their own order.
+        within: names of the only sub-layers that may be kept (a composition); empty: all may be.
     """
 
     attention: AttentionUnits = "whole"
     widths: tuple[int, ...] = ()
     replacements: tuple[str, ...] = ()
     heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
 
     @property
     def coarse(self) -> bool:
@@ -93,6 +95,15 @@ class Choices:
                     f"heads of {name}: got {list(order)}, allowed are different heads from 0 to "
                     f"{shape.heads - 1}"
                 )
+        known = [one.name for one in sublayers(shape.layers)]
+        problems += [
+            choice_problem("within", one, known) for one in self.within if one not in known
+        ]
+        if self.within and not any(one.startswith("C") for one in self.within):
+            problems.append(
+                f"within: got {' '.join(self.within)}, which holds no cross-attention; a student "
+                "has to read the page"
+            )
         raise_together(problems, ConfigError, "Units of the search space")
 
     def order(self, sublayer: SubLayer, shape: DecoderShape) -> tuple[int, ...]:
@@ -107,6 +118,8 @@ class Choices:
             "widths": list(self.widths),
             "replacements": list(self.replacements),
             "heads": {name: list(order) for name, order in self.heads.items()},
+            # left out where it says nothing: studies of earlier versions have none
+            **({"within": list(self.within)} if self.within else {}),
         }
 
     @classmethod
@@ -116,12 +129,13 @@ class Choices:
         Raises:
             DataError: a field is missing or unknown.
         """
-        values = record_fields(cls, data)
+        values = record_fields(cls, {"within": [], **data} if isinstance(data, dict) else data)
         return cls(
             attention=values["attention"],
             widths=tuple(values["widths"]),
             replacements=tuple(values["replacements"]),
             heads={name: tuple(order) for name, order in values["heads"].items()},
+            within=tuple(values["within"]),
         )
 
 
@@ -175,7 +189,7 @@ class Part:
     Attributes:
         sublayer: whose they are.
         first: index of the first unit in the plan's bits.
-        units: the units, in the order of the bits.
+        units: the units, in the order of the bits; none where it is always skipped.
         free: whether they are heads of which any subset may stay.
         heads: number of heads of the sub-layer, to write a full subset as the whole.
     """
@@ -251,6 +265,9 @@ def parts_of(shape: DecoderShape, choices: Choices) -> tuple[Part, ...]:
     # behind it nothing reads the page, so a beginning that ends there leaves no legal plan
     last_reader = SubLayer.at(shape.layers - 1, Kind.CROSS)
     for sublayer in sublayers(shape.layers):
+        if choices.within and sublayer.name not in choices.within:
+            parts.append(Part(sublayer, first, (), False, shape.heads))
+            continue
         steps, free = _steps(sublayer, shape, choices)
         units = [
             Unit(name, sublayer, keep, None if free or place == 0 else first + place - 1)

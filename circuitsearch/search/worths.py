@@ -54,6 +54,8 @@ def unit_worths(
         if name not in effects:
             problems.append(f"{name} has no effect")
             continue
+        if not part.units:
+            continue
         own = [unit for unit in part.units if not unit.alone]
         shares = _shares(part, effects, space.shape.decoder.ffn)
         found |= {
@@ -116,7 +118,8 @@ def pair_worths(
         extra = both - alone[one] - alone[other]
         worths[one] += extra
         worths[other] += extra
-        together.append(((_first(space, one), _first(space, other)), -extra))
+        if _there(space, one) and _there(space, other):
+            together.append(((_first(space, one), _first(space, other)), -extra))
     found = unit_worths(space, worths)
     return [found[name] for name in space.names], together
 
@@ -137,6 +140,8 @@ def edge_worths(
     values = [0.0] * len(space.units)
     together: dict[tuple[int, ...], float] = {}
     for (writer, reader), worth in edges.items():
+        if not (_there(space, writer) and _there(space, reader)):
+            continue
         ends = [_unit(space, name) for name in (writer, reader)]
         inside = [end for end in ends if end is not None]
         if len(inside) == 1:
@@ -145,6 +150,12 @@ def edge_worths(
             pair = (min(inside), max(inside))
             together[pair] = together.get(pair, 0.0) + worth
     return values, list(together.items())
+
+
+def _there(space: Space, name: str) -> bool:
+    """Whether a component may stay: it is no part of a sub-layer that is always skipped."""
+    gone = {part.sublayer.name for part in space.parts if not part.units}
+    return name.split(".")[0] not in gone
 
 
 def _unit(space: Space, name: str) -> int | None:

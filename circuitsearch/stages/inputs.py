@@ -55,7 +55,13 @@ def plan_space(work: Workspace, teacher: Teacher, scores: Callable[[], Scores]) 
         InfeasibleError: No legal student fits.
     """
     chosen = work.config.space
-    choices = Choices(chosen.attention, tuple(chosen.widths), tuple(chosen.replacements))
+    named = Plan.parse(chosen.within or "").sublayers
+    choices = Choices(
+        chosen.attention,
+        tuple(chosen.widths),
+        tuple(chosen.replacements),
+        within=tuple(one.name for one in named),
+    )
     specs = [limit.spec() for limit in work.config.budget]
     speeds = StudentSpeeds(work, teacher)
     measured = any(spec.measured for spec in specs)

@@ -50,6 +50,7 @@ GOOD: dict[str, Any] = {
         "attention": ("choice", "counts"),
         "widths": ("list", "[256, 512]"),
         "replacements": ("list", "[mean]"),
+        "within": ("text", "S0 C0 C3"),
     },
     "elastic": {"steps": ("natural", "100"), "learning_rate": ("positive", "1e-3")},
     "distill": {

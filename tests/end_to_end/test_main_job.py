@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 
+from circuitsearch.core.plan import Plan
 from tests.end_to_end.conftest import SEARCH
 from tests.end_to_end.shell import circuitsearch
 
@@ -146,6 +147,17 @@ def test_an_output_folder_of_another_search_is_refused(finished, tmp_path, tiny_
     path.write_text(text)
     done = circuitsearch("run", path, code=2)
     assert "holds the search 'small'" in done.stderr
+
+
+def test_all_numbers_of_heads_inside_a_composition_are_ranked(finished, tmp_path):
+    path, _, _ = finished
+    inside = ["-o", "space.within=S0 C0 C3", "-o", "space.attention=counts"]
+    elsewhere = ["-o", f"output={tmp_path / 'inside'}", "--top", "9999", "--json"]
+    ranked = json.loads(circuitsearch("enumerate", path, *inside, *elsewhere).stdout)
+    plans = [Plan.parse(row["plan"]) for row in ranked["predicted"]]
+    assert len(plans) == ranked["plans"] > 8
+    assert {one.name for plan in plans for one in plan.sublayers} == {"S0", "C0", "C3"}
+    assert any(keep.heads for plan in plans for _, keep in plan.kept)
 
 
 def test_changed_settings_are_refused_with_a_diff_and_can_be_forked(finished, tmp_path):

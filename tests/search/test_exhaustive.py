@@ -72,6 +72,7 @@ CASES: list[tuple[tuple[object, ...], int, Choices | None]] = [
     (("3%",), 24, None),
     (("10%",), 2, Choices(attention="heads", widths=(32, 64))),
     (("10%",), 2, Choices(attention="counts", replacements=("mean", "alone"))),
+    (("40%",), 4, Choices(attention="counts", within=("S0", "C0", "S1", "C3"))),
 ]
 
 

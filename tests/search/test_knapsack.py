@@ -256,6 +256,8 @@ FORMS = {
     "replacements": Choices(replacements=("mean", "linear", "alone")),
     "heads, replacements": Choices(attention="heads", replacements=("mean",)),
     "everything": Choices("counts", (64,), ("mean", "alone")),
+    "within": Choices("counts", (64,), ("mean", "token"), within=("S0", "C0", "M0", "C1")),
+    "heads within": Choices("heads", (64,), ("token",), within=("C0", "M1")),
 }
 
 

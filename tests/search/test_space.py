@@ -92,6 +92,8 @@ FORMS = {
     "replacements": Choices(replacements=("linear", "mean", "alone")),
     "tokens": Choices(replacements=("token", "mean")),
     "everything": Choices("heads", (64,), ("mean", "alone", "token")),
+    "within": Choices("counts", (64,), ("token",), within=("M0", "S1", "C1")),
+    "heads within": Choices("heads", (64,), ("mean", "token"), within=("C0", "M1")),
 }
 
 
@@ -117,7 +119,7 @@ def literal_forms(space: Space, choices: Choices) -> set[Plan]:
             forms += [
                 f"{name}={one}" for one in choices.replacements if one != "alone" or kind == "C"
             ]
-            options.append(forms)
+            options.append(forms if not choices.within or name in choices.within else [""])
     plans = set()
     for entries in itertools.product(*options):
         ends = [place for place, entry in enumerate(entries) if entry.endswith("=token")]
@@ -172,11 +174,19 @@ def test_choices_that_the_decoder_does_not_have_are_refused_together() -> None:
         (64, 32, 999),
         ("mean", "median", "mean"),
         {"M0": (1,), "C0": (1, 1)},
+        ("S9",),
     )
     with pytest.raises(ConfigError) as caught:
         make_space("100%", choices=wrong)
     message = str(caught.value)
-    for part in ("widths: got [64, 32, 999]", "'median'", "name each once", "'M0'", "heads of C0"):
+    for part in (
+        "widths: got [64, 32, 999]",
+        "'median'",
+        "name each once",
+        "'M0'",
+        "heads of C0",
+        "S9",
+    ):
         assert part in message
     with pytest.raises(ConfigError, match="attention"):
         make_space("100%", choices=Choices("head"))  # type: ignore[arg-type]
@@ -206,6 +216,18 @@ def test_plans_outside_the_space_are_refused() -> None:
         space.problems(Plan.parse("C0 S4"))
     # All heads named one by one are the whole sub-layer.
     assert space.bits(Plan.parse("C3[0-3]")) == space.bits(Plan.parse("C3"))
+
+
+def test_a_composition_leaves_out_the_others_and_needs_a_reader_of_the_page() -> None:
+    space = make_space(choices=Choices("counts", within=("S0", "C3")))
+    assert space.count() == (4 + 1) * 4  # S0 with up to four heads, C3 with one to four
+    with pytest.raises(PlanError, match="S1 is no choice of this space"):
+        space.bits(Plan.parse("S1 C3"))
+    with pytest.raises(ConfigError, match="S0 M0, which holds no cross-attention"):
+        make_space(choices=Choices(within=("S0", "M0")))
+    # a study of an earlier version has no such entry
+    assert "within" not in Choices().to_json()
+    assert Choices.from_json(Choices().to_json()) == Choices()
 
 
 def test_the_least_budget_is_accepted_and_one_below_is_refused() -> None:

@@ -68,6 +68,13 @@ def test_pairs_rank_plans_as_the_literal_second_order_sum() -> None:
     plans = [SPACE.bits(plan) for plan in SPACE.enumerate()]
     found = np.array([total(bits, values, together) for bits in plans])
     expected = np.array([literal(bits) for bits in plans])
+    # the same for the plans of a space that leaves sub-layers out
+    inside = make_space("50%", layers=2, choices=Choices(within=("S0", "C0", "C1", "M1")))
+    some = list(inside.enumerate())
+    fewer, fewer_together = pair_worths(inside, alone, pairs)
+    worth = np.array([total(inside.bits(plan), fewer, fewer_together) for plan in some])
+    wanted = np.array([literal(SPACE.bits(plan)) for plan in some])
+    np.testing.assert_allclose(worth - worth[0], wanted - wanted[0], atol=1e-11)
     # Equal up to one constant; sums of some forty numbers of order one.
     np.testing.assert_allclose(found - found[0], expected - expected[0], atol=1e-11)
     best = solve(values, SPACE, interactions=together)
@@ -88,5 +95,8 @@ def test_edges_count_when_both_ends_stay() -> None:
     assert heads == [((free.names.index("S0.H1"), free.names.index("C1.H2")), 3.0)]
     with pytest.raises(ConfigError, match=r"set circuit\.level to 'heads'"):
         edge_worths(free, edges)
+    inside = make_space("50%", layers=2, choices=Choices(within=("C1",)))
+    assert edge_worths(inside, edges) == ([4.0], [])  # S0 and its edges are gone
+    assert unit_worths(inside, effects()) == {"C1": effects()["C1"]}
     steps, _ = edge_worths(STEPS, {("embedding", "C0.H3"): 2.0})
     assert steps[STEPS.names.index("C0:1")] == 2.0
