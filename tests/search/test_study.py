@@ -240,8 +240,8 @@ def test_other_settings_are_refused_with_a_diff(memory: RDBStorage, name: str) -
         assert f"  - {line}" in message
     assert "pages" not in message
     assert "change them back" in message
-    assert "another study name" in message
-    assert f"circuitsearch study fork SEARCH.yaml {name}" in message
+    assert "another name and output folder" in message
+    assert "circuitsearch study fork NEW.yaml FOLDER" in message
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match=r"prior\.worths\.C0: "):
         opened(memory, name, prior=dict.fromkeys(SPACE.names, 1.0))
