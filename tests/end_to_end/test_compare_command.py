@@ -9,8 +9,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from circuitsearch.api import load_teacher
 from circuitsearch.cli.main import app
 from circuitsearch.core.answers import read_answers, write_answers
+from circuitsearch.core.plan import Plan
+from circuitsearch.students import build_student, save_student
 from circuitsearch.teacher.documents.submission import check_submission
 from circuitsearch.teacher.documents.synthetic import rendered_pages
 from tests.core.test_answers import run
@@ -102,6 +105,17 @@ def test_docvqa_is_dealt_evaluated_and_handed_in(tmp_path: Path, tiny_folder: Pa
     circuitsearch("evaluate", search, "teacher", *options)
     asked = [str(record["questionId"]) for record in unanswered["data"]]
     assert set(check_submission(handed, asked)) == set(asked)
+    # a student answers alike in its own form and as a stock model
+    teacher = load_teacher(tiny_folder)
+    student = build_student(teacher, Plan.parse("S1 C1 M1 S2 C2 M2"))
+    said = []
+    for form in ("no", "auto"):
+        folder = save_student(student, teacher, tmp_path / form, stock=form)
+        circuitsearch("evaluate", search, folder, *options)
+        said.append(check_submission(handed, asked))
+    assert said[0] == said[1]
+    assert (tmp_path / "no" / "modeling.py").exists()
+    assert not (tmp_path / "auto" / "modeling.py").exists()
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:

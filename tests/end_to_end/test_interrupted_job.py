@@ -30,11 +30,11 @@ def test_killed_and_run_again_it_ends_in_the_same_table(finished, tmp_path, tiny
     assert table == expected
 
 
-def test_interrupted_once_it_stops_and_says_how_to_go_on(tmp_path, tiny_folder):
-    path = write_search(tmp_path, tiny_folder)
+def interrupted(*arguments, at, times=1):
+    """Run a command, press Ctrl-C when it says `at`, check how it ends; return what it said."""
     seen = ""
     with subprocess.Popen(
-        [*COMMAND, "run", str(path)],
+        [*COMMAND, *map(str, arguments)],
         env=environment() | {"PYTHONUNBUFFERED": "1"},
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -44,32 +44,7 @@ def test_interrupted_once_it_stops_and_says_how_to_go_on(tmp_path, tiny_folder):
     ) as process:
         for line in process.stderr:
             seen += line
-            if "encoding pages" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        seen += process.stderr.read()
-    assert process.returncode == 130, seen
-    assert "Traceback" not in seen
-    assert f"go on with: circuitsearch run {path}" in seen
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_interrupted_with_a_plan_in_hand_it_hands_it_back(tmp_path, tiny_folder, times):
-    """Once or, impatiently, twice: no traceback, and whoever comes next has the plan."""
-    path = write_search(tmp_path, tiny_folder)
-    longer = ["-o", "distill.steps=2000"]
-    seen = ""
-    with subprocess.Popen(
-        [*COMMAND, "search", str(path), *longer],
-        env=environment() | {"PYTHONUNBUFFERED": "1"},
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        for line in process.stderr:
-            seen += line
-            if "distilling" in line:
+            if at in line:
                 break
         for _ in range(times):
             process.send_signal(signal.SIGINT)
@@ -77,6 +52,21 @@ def test_interrupted_with_a_plan_in_hand_it_hands_it_back(tmp_path, tiny_folder,
         seen += process.stderr.read()
     assert process.returncode == 130, seen
     assert "Traceback" not in seen
+    return seen
+
+
+def test_interrupted_once_it_stops_and_says_how_to_go_on(tmp_path, tiny_folder):
+    path = write_search(tmp_path, tiny_folder)
+    seen = interrupted("run", path, at="encoding pages")
+    assert f"go on with: circuitsearch run {path}" in seen
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_with_a_plan_in_hand_it_hands_it_back(tmp_path, tiny_folder, times):
+    """Once or, impatiently, twice: whoever comes next has the plan."""
+    path = write_search(tmp_path, tiny_folder)
+    longer = ["-o", "distill.steps=2000"]
+    seen = interrupted("search", path, *longer, at="distilling", times=times)
     assert f"go on with: circuitsearch search {path} -o distill.steps=2000" in seen
     status = json.loads(circuitsearch("status", tmp_path / "out", "--json").stdout)
     assert (status["running"], status["measured"]) == (0, 0)

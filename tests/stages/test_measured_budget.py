@@ -112,6 +112,12 @@ def test_what_no_student_can_meet_is_refused_before_anything_runs(
     ):
         _ = made.space
     assert not (made.work.folder / "study.db").exists()
+    # what arithmetic refuses is refused without measuring anything
+    measured.clear()
+    limits = {"quantity": "latency", "limit": "90%"}, {"quantity": "parameters", "limit": "1"}
+    with pytest.raises(InfeasibleError, match="parameters"):
+        _ = pipeline(tmp_path / "a", tiny_folder, *limits).space
+    assert not measured
     with pytest.raises(ValueError, match="a number with unit ns us ms s"):
         pipeline(tmp_path / "b", tiny_folder, {"quantity": "latency", "limit": "3"})
 

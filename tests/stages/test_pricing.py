@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from circuitsearch.cli.main import app
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.cost import cost
+from circuitsearch.core.errors import ConfigError
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
+from circuitsearch.stages import compute_features
 from circuitsearch.stages.pricing import largest, measure_time, price, trainings
 from circuitsearch.students.features import prepare_features
 from circuitsearch.students.training.distill import DistillRecipe
@@ -76,6 +78,13 @@ def test_disk_and_trainings_are_those_of_the_run(search: Path, tmp_path: Path) -
         written = sum(one.stat().st_size for one in folder.rglob("*.safetensors"))
         assert 0 <= written - feature_bytes(line.teacher, split) < 1000
     assert told["features on disk, bytes"] == sum(feature_bytes(line.teacher, s) for s in splits)
+    # the bound is on all of them together, and kept before any page is encoded
+    allowed = (told["features on disk, bytes"] - 1) / 1e9
+    config = line.work.config.model_copy(update={"cache_gigabytes": allowed})
+    less = Workspace(config, QuietReporter())
+    with pytest.raises(ConfigError, match="Features of all pages would take"):
+        compute_features(less, line.teacher, line.pages)
+    assert not config.cached.exists() or not list(config.cached.rglob("shard-*"))
     assert trainings(line.work) == {
         "elastic teacher": {"trainings": 1, "steps": 7},
         "search": {"trainings": 3, "steps": 5},
