@@ -1,0 +1,138 @@
+"""The plans of a finished table of `budgets.py`, trained for longer: nothing is searched again.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/students/longer.py --work FOLDER --budget 18
+        --steps 1200 --out results/students/budgets --also "promoted=S0[0,5] C0[4] C3[1]"
+
+Every row of OUT.json's table of `--of` steps under that budget keeps its plan, its choice of
+neurons and its zeros, which the methods are asked for again; rows of several plans (random draws,
+the paper's siblings) go on with the one that the table shows. `best` is the plan that the search
+found by short trainings; what it chooses by longer ones goes in with `--also`.
+
+All rows are trained with the first seed, then those within `--near` of the best with the others.
+Trainings are kept in the folder `--work`, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from budgets import BUDGETS, drawn, search_at, text
+from filelock import FileLock
+
+from circuitsearch.core.answers import Answers
+from circuitsearch.core.files import read_json, write_json, write_text
+from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.plan import Plan
+from circuitsearch.pipeline import Pipeline
+from circuitsearch.progress import reporter
+from circuitsearch.show.rows import ResultRow, result_rows
+from circuitsearch.stages.training import Build
+from circuitsearch.students.baselines import BASELINES
+from circuitsearch.teacher.comparison import OVERALL, compare_answers
+from circuitsearch.workspace import Workspace
+
+BEST = "best"
+_SEVERAL = ("mint", "random")
+"""Methods that propose several plans; no plan of theirs needs more than its text."""
+
+
+def main() -> None:
+    """Train, measure, add the table and draw all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="what can be resumed")
+    parser.add_argument("--budget", choices=BUDGETS, required=True)
+    parser.add_argument("--of", type=int, default=300, help="steps of the table that is continued")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--near", type=float, default=0.15, help="ANLS to the best of one seed")
+    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=PLAN")
+    parser.add_argument("--out", type=Path, required=True, help="without suffix")
+    options = parser.parse_args()
+    file = options.out.with_suffix(".json")
+    known = read_json(file)[f"{options.budget} %, {options.of} steps"]
+    rows = {one.name: one for one in map(ResultRow.from_json, known) if one.phase != "teacher"}
+    methods = ", ".join(name for name in rows if name in BASELINES and name not in _SEVERAL)
+    given = f"cache={options.work / 'cache'}", f"baselines=[{methods}]"
+    config = search_at(options.budget, options.work, *given)
+    line = Pipeline(Workspace(config, reporter(quiet=False)))
+    lock = line.work.claim()
+    made = _longer(line, rows, dict(one.split("=", 1) for one in options.also), options)
+    lock.release()
+    with FileLock(file.with_suffix(".lock")):  # several budgets may be trained side by side
+        found = read_json(file)
+        found[f"{options.budget} %, {options.steps} steps"] = [row.to_json() for row in made]
+        write_json(file, found)
+    tables = {name: [ResultRow.from_json(row) for row in rows] for name, rows in found.items()}
+    write_text(options.out.with_suffix(".md"), text(tables))
+    drawn(tables).savefig(options.out.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _longer(
+    line: Pipeline,
+    rows: Mapping[str, ResultRow],
+    also: Mapping[str, str],
+    options: argparse.Namespace,
+) -> tuple[ResultRow, ...]:
+    """Return the rows of the longer table, best first behind the teacher."""
+    plans = {name: Plan.parse(row.plan) for name, row in rows.items()}
+    plans |= {name: Plan.parse(plan) for name, plan in also.items()}
+    builds = {name: _build(line, name, plan) for name, plan in plans.items()}
+    runs: dict[str, list[tuple[Measurement, Answers]]] = {
+        "teacher": [line.trainer.answered_teacher()]
+    }
+
+    def train(name: str, seed: int) -> None:
+        about = {"seed": seed, "steps": options.steps, "split": "final", "phase": "full"}
+        source = rows[name].source if name in rows else "search"
+        done = line.trainer.answered(plans[name], source, build=builds[name], **about)  # type: ignore[arg-type]
+        runs.setdefault(name, []).append(done)
+
+    first, *others = options.seeds
+    for name in plans:
+        train(name, first)
+    reached = {name: runs[name][0][0].quality or 0.0 for name in plans}
+    for seed in others:
+        for name in plans:
+            if reached[name] > max(reached.values()) - options.near or name == BEST:
+                train(name, seed)
+    answers = {name: [said for _, said in group] for name, group in runs.items()}
+    found = result_rows(
+        {name: [one for one, _ in group] for name, group in runs.items()},
+        search={name: row.search_cost for name, row in rows.items() if row.search_cost},
+        differences={
+            name: compare_answers(said, answers[BEST])[OVERALL]
+            for name, said in answers.items()
+            if name != BEST
+        },
+        difference_to=BEST,
+        notes={name: _notes(row, options.of) for name, row in rows.items()},
+    )
+    return tuple(sorted(found, key=lambda row: row.rank or 0))
+
+
+def _build(line: Pipeline, name: str, plan: Plan) -> Build:
+    """Return how a row's student is made, where its plan does not say everything."""
+    proposed = [one for method, one in line.baselines if method == name]
+    for one in proposed:
+        if one.plan.hash == plan.hash:
+            return Build(one.neurons, one.masks)
+    if proposed:
+        told = ", ".join(str(one.plan) for one in proposed)
+        raise SystemExit(f"{name}: the table has {plan}, proposed is {told}; make it again")
+    return Build()
+
+
+def _notes(row: ResultRow, steps: int) -> list[str]:
+    """Return a row's notes, without the ANLS of plans that were not trained for longer."""
+    return [
+        f"{note.split('; ANLS of all')[0]} (after {steps} steps)"
+        if "; ANLS of all" in note
+        else note
+        for note in row.notes
+    ]
+
+
+if __name__ == "__main__":
+    main()
