@@ -7,11 +7,14 @@ tests/conformance/test_samplers.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import multivariate_normal
 
@@ -23,10 +26,12 @@ from circuitsearch.search.samplers import (
     EvolutionSampler,
     FeasibleSampler,
     History,
+    NSGA2Sampler,
     Prior,
     PriorSampler,
     RandomSampler,
     RankedSampler,
+    RepairedSampler,
     TPERepairedSampler,
     posterior,
     swapped,
@@ -38,6 +43,7 @@ from circuitsearch.search.units import Choices
 from tests.search_fixtures import Landscape, limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))
+NAMED = SPACE.names
 NAMES = ("a", "b", "c")
 
 
@@ -310,6 +316,43 @@ def test_repaired_samplers_learn() -> None:
             [regret(RandomSampler(SPACE, None, seed), landscape, 40) for seed in (0, 1, 2)]
         )
         assert found < blind
+
+
+def asked(make: Callable[[], BaseSampler], history: History) -> list[int]:
+    """What one of Optuna's samplers asks for next, told of the history by the public way alone."""
+    study = optuna.create_study(direction="maximize")
+    bits: dict[str, BaseDistribution] = {name: CategoricalDistribution((0, 1)) for name in NAMED}
+    for plan, value in zip(history.plans, history.values, strict=True):
+        study.sampler = make()
+        study.enqueue_trial(dict(zip(NAMED, map(int, plan), strict=True)))
+        study.tell(study.ask(bits), float(value))
+    study.sampler = make()
+    trial = study.ask()
+    return [trial.suggest_categorical(name, (0, 1)) for name in NAMED]
+
+
+@pytest.mark.parametrize("trials", [0, 3, 12, 31])
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        (TPERepairedSampler, partial(TPESampler, n_startup_trials=5, multivariate=True)),
+        (NSGA2Sampler, partial(NSGAIISampler, population_size=10)),
+    ],
+)
+def test_repaired_samplers_wish_what_optuna_asks_for(
+    trials: int, kind: type[RepairedSampler], plain: Callable[..., BaseSampler]
+) -> None:
+    landscape = Landscape.random(SPACE, 2)
+    plans = [SPACE.bits(plan) for plan in SPACE.enumerate()][:trials]
+    values = np.array([landscape.quality(SPACE.plan(bits)) for bits in plans])
+    rows = np.array(plans, dtype=float).reshape(trials, len(SPACE.units))
+    sampler = kind(SPACE)
+    for upto in (trials // 2, trials):  # told in two steps, as a study goes on
+        sampler.replay(History(rows[:upto], values[:upto], frozenset(plans[:upto])))
+        sampler.wish(3)
+    wish = sampler.wish(7)
+    history = History(rows, values, frozenset(plans))
+    assert [wish[name] for name in NAMED] == asked(lambda: plain(seed=7), history)
 
 
 def test_a_listed_space_gets_the_proposals_of_the_integer_program(

@@ -18,7 +18,7 @@ from .history import FAILURE, History, trial_bits
 from .prior import Prior
 from .ranked import RankedSampler
 from .thompson import CircuitSampler, posterior
-from .wrapped import NSGA2Sampler, TPERepairedSampler
+from .wrapped import NSGA2Sampler, RepairedSampler, TPERepairedSampler
 
 __all__ = [
     "FAILURE",
@@ -34,6 +34,7 @@ __all__ = [
     "PriorSampler",
     "RandomSampler",
     "RankedSampler",
+    "RepairedSampler",
     "SpaceExhaustedError",
     "TPERepairedSampler",
     "posterior",

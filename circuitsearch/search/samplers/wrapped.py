@@ -5,20 +5,23 @@ of score per cost (Gumbel noise decides without scores) as long as they fit, the
 they learn from is the repaired plan, so their model never sees one that was not evaluated.
 
 They run on a private study in memory that replays the history, so that a proposal stays a function
-of the history: the generator is keyed anew for every proposal.
+of the history: the generator is keyed anew for every proposal. What they would find out by going
+through all trials at every proposal, which parameters there are and what they were, they are told.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import NSGAIISampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
 
-from circuitsearch.core.files import seed_from
 from circuitsearch.search.knapsack import take
 from circuitsearch.search.space import Bits, Space
 
@@ -28,9 +31,11 @@ from .prior import Prior
 
 __all__ = ["NSGA2Sampler", "RepairedSampler", "TPERepairedSampler"]
 
+_PRIVATE = "private"
+
 
 class RepairedSampler(FeasibleSampler):
-    """Base: replays the history into Optuna's sampler, asks it, repairs what it wants."""
+    """Base: replays the history into a private study, asks Optuna's sampler, repairs its wish."""
 
     def __init__(
         self,
@@ -41,25 +46,31 @@ class RepairedSampler(FeasibleSampler):
     ) -> None:
         """Prepare the private study; see `FeasibleSampler`."""
         super().__init__(space, prior, seed, objective)
-        self._replayed: list[Bits] = []
+        self._bits: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution((0, 1)) for name in sorted(space.names)
+        }
+        self._replayed: Array = np.empty((0, len(space.names)))
         self._private = self._fresh()
 
     @abstractmethod
-    def sampler(self, seed: int) -> BaseSampler:
-        """Return Optuna's sampler with its generator keyed by `seed` (below 2^32)."""
+    def add(self, plan: Mapping[str, int], value: float) -> None:
+        """Add a finished plan to the private study."""
+
+    @abstractmethod
+    def wish(self, seed: int) -> Mapping[str, int]:
+        """Return what Optuna's sampler asks for next, its generator keyed by `seed` (below 2^32).
+
+        It is not evaluated yet: it must not count for the next wish.
+        """
 
     def candidates(
         self, history: History, rng: np.random.Generator, space: Space
     ) -> Iterator[Bits | None]:
         """Yield repaired wishes."""
-        self._replay(history)
+        self.replay(history)
         while True:
-            self._private.sampler = self.sampler(int(rng.integers(2**32)))
-            trial = self._private.ask()
-            wish = [trial.suggest_categorical(name, (0, 1)) for name in self.space.names]
-            # Not evaluated yet: it must not count for the next wish, nor stay running.
-            self._private.tell(trial, state=optuna.trial.TrialState.FAIL)
-            yield self._repaired(np.array(wish), rng, space)
+            wish = self.wish(int(rng.integers(2**32)))
+            yield self._repaired(np.array([wish[name] for name in self.space.names]), rng, space)
 
     def worths(self, history: History, rng: np.random.Generator) -> Array:
         """Return random worths of both signs."""
@@ -73,37 +84,94 @@ class RepairedSampler(FeasibleSampler):
         order = np.lexsort((-noisy, -wish))
         return take(order.tolist(), space)
 
-    def _replay(self, history: History) -> None:
+    def replay(self, history: History) -> None:
         """Bring the private study up to the history."""
-        known = [tuple(int(bit) for bit in plan) for plan in history.plans]
-        if known[: len(self._replayed)] != self._replayed:
+        done = len(self._replayed)
+        if not np.array_equal(history.plans[:done], self._replayed):
             # Another history than before: only tests and simulations do this.
-            self._private, self._replayed = self._fresh(), []
-        for place in range(len(self._replayed), len(known)):
-            self._private.sampler = self.sampler(seed_from("replay", self.seed, place) % 2**32)
-            self._private.enqueue_trial(dict(zip(self.space.names, known[place], strict=True)))
-            trial = self._private.ask(
-                {name: CategoricalDistribution((0, 1)) for name in self.space.names}
-            )
-            self._private.tell(trial, float(history.values[place]))
-            self._replayed.append(known[place])
+            self._private, done = self._fresh(), 0
+        for plan, value in zip(history.plans[done:], history.values[done:], strict=True):
+            self.add(dict(zip(self.space.names, map(int, plan), strict=True)), float(value))
+        self._replayed = history.plans
 
     def _fresh(self) -> optuna.Study:
         """Return an empty study in memory."""
-        return optuna.create_study(direction="maximize", sampler=self.sampler(0))
+        self._memory = InMemoryStorage()
+        return optuna.create_study(study_name=_PRIVATE, storage=self._memory, direction="maximize")
 
 
 class TPERepairedSampler(RepairedSampler):
     """Tree-structured Parzen estimator over the joint bits."""
 
-    def sampler(self, seed: int) -> BaseSampler:
-        """Return a TPE that models all bits jointly."""
-        return TPESampler(seed=seed, n_startup_trials=5, multivariate=True)
+    def add(self, plan: Mapping[str, int], value: float) -> None:
+        """Add it as a finished trial; its number is its place in the history."""
+        params: dict[str, Any] = {name: plan[name] for name in self._bits}
+        self._private.add_trial(
+            optuna.create_trial(value=value, params=params, distributions=self._bits)
+        )
+
+    def wish(self, seed: int) -> Mapping[str, int]:
+        """Ask without a trial of the study, which would be one more to go through next time."""
+        order = [self.space.names.index(name) for name in self._bits]
+        sampler = _JointTPE(self._replayed[:, order], seed)
+        # opened anew, because a study remembers its trials from one trial asked for to the next
+        study = optuna.load_study(study_name=_PRIVATE, storage=self._memory)
+        trial = optuna.create_trial(state=TrialState.RUNNING)
+        wished = sampler.sample_relative(study, trial, self._bits)
+        return wished or {
+            name: sampler.sample_independent(study, trial, name, self._bits[name])
+            for name in self.space.names
+        }
+
+
+class _JointTPE(TPESampler):
+    """Optuna's TPE over all bits jointly, which is given the values of finished trials.
+
+    Left alone it looks up each among the choices, most of a proposal's time at a thousand trials.
+    """
+
+    def __init__(self, rows: Array, seed: int) -> None:
+        # no other trial runs in a private study, so none has to be guarded against
+        super().__init__(seed=seed, n_startup_trials=5, multivariate=True, constant_liar=False)
+        self._rows = rows
+
+    def _get_internal_repr(
+        self,
+        trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+        study: optuna.Study,
+    ) -> dict[str, np.ndarray]:
+        rows = self._rows[[trial.number for trial in trials]]
+        return dict(zip(search_space, rows.T, strict=True))
 
 
 class NSGA2Sampler(RepairedSampler):
     """NSGA-II, which with one objective is a genetic algorithm with elites."""
 
-    def sampler(self, seed: int) -> BaseSampler:
-        """Return an NSGA-II with generations of ten, for budgets of tens of trainings."""
-        return NSGAIISampler(seed=seed, population_size=10)
+    def add(self, plan: Mapping[str, int], value: float) -> None:
+        """Let it be asked for, since that is when Optuna counts its generations."""
+        self._private.sampler = _Genetic(self._bits, 0)
+        self._private.enqueue_trial(dict(plan))
+        self._private.tell(self._private.ask(self._bits), value)
+
+    def wish(self, seed: int) -> Mapping[str, int]:
+        """Ask with a trial that fails at once."""
+        self._private.sampler = _Genetic(self._bits, seed)
+        trial = self._private.ask()
+        wished = {name: trial.suggest_categorical(name, (0, 1)) for name in self.space.names}
+        self._private.tell(trial, state=TrialState.FAIL)
+        return wished
+
+
+class _Genetic(NSGAIISampler):
+    """Optuna's NSGA-II with generations of ten, for budgets of tens of trainings."""
+
+    def __init__(self, bits: Mapping[str, BaseDistribution], seed: int) -> None:
+        super().__init__(seed=seed, population_size=10)
+        self._bits = bits
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return dict(self._bits) if known else {}
