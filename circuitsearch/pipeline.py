@@ -152,8 +152,14 @@ class Pipeline:
         return stages.StudentTrainer(self.work, *given, elastic=lambda: self.elastic)
 
     @cached_property
+    def curves(self) -> dict[str, Any]:
+        """What effects and ranking predict at every tenth of the budget."""
+        return stages.predict(self.work, self.space, self.worths, self.predicted)
+
+    @cached_property
     def prior(self) -> Prior:
         """What the search knows before the first training."""
+        self.curves  # noqa: B018  # written where people look for it, before anything is trained
         return Prior(self.worths, tuple(self.predicted))
 
     @cached_property

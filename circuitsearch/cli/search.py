@@ -240,6 +240,8 @@ def enumerate_command(
     quiet: Quiet = False,
 ) -> None:
     """Rank every feasible plan by its losses on the teacher, on the elastic one, and by both."""
+    from circuitsearch.search.knapsack import best_within
+
     pipeline = open_pipeline(search, override, quiet)
     ranked = {
         "untrained": pipeline.untrained,
@@ -251,14 +253,20 @@ def enumerate_command(
         for name, rows in ranked.items()
         if rows
     }
+    curve = best_within(pipeline.predicted, pipeline.space)
     if json:
-        emit({"plans": len(pipeline.untrained), **shown})
+        told = [{"percent": part, "plan": str(plan), "loss": loss} for part, plan, loss in curve]
+        emit({"plans": len(pipeline.untrained), **shown, "curve": told})
         return
     console = people()
     for name, rows in shown.items():
         console.print(f"{name} loss, best {len(rows)} of {len(pipeline.untrained)} plans")
         for row in rows:
             console.print(f"  {row['loss']:.4f}  {row['plan']}", markup=False)
+    if curve:
+        console.print("predicted loss, best plan within a share of the budget")
+    for part, plan, loss in curve:
+        console.print(f"  {part:3} %  {loss:.4f}  {plan}", markup=False)
 
 
 @command

@@ -37,7 +37,21 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.search.program import Interaction, solve_once
 from circuitsearch.search.space import Bits, Space
 
-__all__ = ["Predicted", "greedy", "pool", "solve", "sweep_budget", "take", "tie_broken", "total"]
+__all__ = [
+    "Predicted",
+    "best_within",
+    "greedy",
+    "pool",
+    "solve",
+    "sweep_budget",
+    "take",
+    "tie_broken",
+    "total",
+]
+
+_SHARES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+"""Shares of the budget, in percent, that a predicted curve has points at."""
+
 
 _TIE = 1e-9
 """Largest worth of a tie-break, relative to the largest value: decides ties and nothing else."""
@@ -302,7 +316,7 @@ class Predicted(NamedTuple):
 def sweep_budget(
     values: ArrayLike,
     space: Space,
-    percents: Sequence[int] = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100),
+    percents: Sequence[int] = _SHARES,
     interactions: Sequence[Interaction] = (),
 ) -> list[Predicted]:
     """Return the predicted curve of worth against budget, before anything is trained.
@@ -317,6 +331,28 @@ def sweep_budget(
         bits = solve(values, space, interactions=interactions, percent=percent)
         if bits is not None:
             found.append(Predicted(percent, space.plan(bits), total(bits, values, interactions)))
+    return found
+
+
+def best_within(
+    ranking: Sequence[tuple[Plan, float]], space: Space, percents: Sequence[int] = _SHARES
+) -> list[tuple[int, Plan, float]]:
+    """Return the curve that a ranking predicts: its best plan at every share of the budget.
+
+    Args:
+        ranking: feasible plans with their losses, best first.
+        space: their space.
+        percents: shares of what units may cost together, of every limit.
+
+    Returns:
+        (percent, plan, loss) of every share within which the ranking has a plan.
+    """
+    found = []
+    for percent in percents:
+        part = space.within(percent)
+        first = next(((plan, loss) for plan, loss in ranking if part.feasible(plan)), None)
+        if first is not None:
+            found.append((percent, *first))
     return found
 
 

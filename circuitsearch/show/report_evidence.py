@@ -28,6 +28,7 @@ FILES = {
     "scores.json": "scores and effects of all components",
     "quality.svg": "quality against parameters, as a figure of its own",
     "speed.md": "measured speed of every row",
+    "predicted.json": "what was expected of every share of the budget before any training",
     "study.db": "the study: every trial, readable with circuitsearch top and show",
     "search.yaml": "the resolved configuration",
     "student": "the best student, a Hugging Face checkpoint",
@@ -51,9 +52,47 @@ def scores_section(material: Material) -> Markup:
         parts.append(_calibration(scores))
     found = material.found
     words = trust_words(
-        None if found is None else found.trust, 0 if found is None else len(found.measurements)
+        None if found is None else found.trust,
+        0 if found is None else len(found.measurements),
+        None if found is None else found.ranking_trust,
     )
-    return joined((*parts, element("h3", "What the scores were worth"), element("p", words)))
+    parts += [element("h3", "What the scores were worth"), element("p", words)]
+    return joined((*parts, *_predicted(material)))
+
+
+def _predicted(material: Material) -> list[Markup]:
+    """Return what was expected of every share of the budget before anything was trained."""
+    if not material.curves:
+        return []
+    by_effects, ranked = (
+        {row["percent"]: row for row in material.curves[name]} for name in ("curve", "ranked")
+    )
+    lines = [
+        [
+            f"{percent} %",
+            *_point(by_effects.get(percent), "worth"),
+            *(_point(ranked.get(percent), "loss") if ranked else ()),
+        ]
+        for percent in sorted({*by_effects, *ranked})
+    ]
+    head = ["Share of the budget", "Best by effects", "Sum of effects"]
+    head += ["Best by elastic loss", "Loss"] if ranked else []
+    caption = "What effects and elastic loss expect of every share of the budget, in nats"
+    numbers = [place for place in (0, 2, 4) if place < len(head)]
+    return [
+        element("h3", "Expected before the first training"),
+        table(caption, head, lines, numbers=numbers),
+    ]
+
+
+def _point(row: Mapping[str, Any] | None, value: str) -> list[str]:
+    """Return plan and value of a point."""
+    if row is None:
+        return [DASH, DASH]
+    return [
+        element("code", row["plan"]),
+        signed(row[value]) if value == "worth" else f"{row[value]:.4f}",
+    ]
 
 
 def _calibration(scores: Scores) -> Markup:

@@ -5,7 +5,8 @@ All of it is computed from the records of finished trials, in the order of the t
     incumbent after n trainings    the highest quality among the first n
     selection frequency            share of the best tenth of the plans that keep a component
     prior trust                    Spearman's correlation of the sum of the kept components' scores
-                                   with measured quality
+                                   with measured quality; the same of the loss under the elastic
+                                   teacher, its sign turned
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Found:
         decoder: the teacher's decoder.
         heads: whether plans choose among heads.
         trust: how well the prior's scores ranked the plans; None when that is not known.
+        ranking_trust: how well its ranking by elastic loss did; None when that is not known.
         sampler: who proposed plans after the warm start.
         seed: the study's seed.
         promoted: measurements of the study's further phases: the best plans, distilled in full.
@@ -80,6 +82,7 @@ class Found:
     sampler: str
     seed: int
     promoted: tuple[Measurement, ...] = ()
+    ranking_trust: float | None = None
 
     @classmethod
     def read(cls, view: StudyView, further: Sequence[StudyView] = ()) -> Found:
@@ -108,6 +111,7 @@ class Found:
             decoder=TeacherShape.from_json(space["teacher"]).decoder,
             heads=space["choices"]["attention"] != "whole",
             trust=view.prior_trust(),
+            ranking_trust=view.ranking_trust(),
             sampler=str(about["sampler"]),
             seed=int(about["seed"]),
             promoted=tuple(made for phase in further for made in phase.measurements()),
@@ -171,25 +175,41 @@ def _heads(plan: Plan, attention: SubLayer, decoder: DecoderShape) -> Sequence[i
     return range(decoder.heads) if keep.heads is None else keep.heads
 
 
-def trust_words(trust: float | None, plans: int) -> str:
-    """Say how well the scores ranked the plans that were measured."""
-    if trust is None:
-        return (
-            "Not known: it takes scores, three measured plans or more, and plans that differ in "
-            "their scores and in their quality."
-        )
-    if trust >= 0.7:
-        judged = "the scores ranked the plans well"
-    elif trust >= 0.4:
-        judged = "the scores ranked the plans in part"
-    elif trust > 0.1:
-        judged = "the scores said little about which plan is better"
-    elif trust >= -0.1:
-        judged = "the scores said nothing about which plan is better"
-    else:
-        judged = "the scores misled: plans with higher scores came out worse"
-    number = f"{trust:.2f}".replace("-", "\N{MINUS SIGN}")
-    return (
-        f"Spearman {number} between the sum of the kept components' scores and measured ANLS, over "
-        f"{plans} plans: {judged}."
+def trust_words(trust: float | None, plans: int, ranking: float | None = None) -> str:
+    """Say how well the scores, and the ranking, ordered the plans that were measured.
+
+    Args:
+        trust: of the scores; None when it is not known.
+        plans: number of measured plans.
+        ranking: of the loss under the elastic teacher; None when it is not known.
+    """
+    told = (
+        "Not known: it takes scores, three measured plans or more, and plans that differ in "
+        "their scores and in their quality."
+        if trust is None
+        else f"Spearman {_number(trust)} between the sum of the kept components' scores and "
+        f"measured ANLS, over {plans} plans: the scores {_judged(trust)}."
     )
+    if ranking is None:
+        return told
+    return (
+        f"{told} Spearman {_number(ranking)} between the loss under the elastic teacher, its sign "
+        f"turned, and measured ANLS: these losses {_judged(ranking)}."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _judged(trust: float) -> str:
+    """Say what a rank correlation with quality means."""
+    if trust >= 0.7:
+        return "ranked the plans well"
+    if trust >= 0.4:
+        return "ranked the plans in part"
+    if trust > 0.1:
+        return "said little about which plan is better"
+    if trust >= -0.1:
+        return "said nothing about which plan is better"
+    return "misled: the plans that they prefer came out worse"

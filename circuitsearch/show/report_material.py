@@ -35,6 +35,7 @@ class Material:
         scores: scores and effects of the teacher's components; None when the file is missing.
         speeds: measured speed by row name; empty when it was not measured.
         record: command, environment and answers; None when the file is missing.
+        curves: what was predicted of every tenth of the budget; empty when the file is missing.
     """
 
     rows: tuple[ResultRow, ...]
@@ -43,6 +44,7 @@ class Material:
     scores: Scores | None = None
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     record: Record | None = None
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -64,6 +66,7 @@ class Material:
             DataError: a file is malformed.
         """
         scores, speed = Path(folder) / "scores.json", Path(folder) / "speed.json"
+        curves = Path(folder) / "predicted.json"
         return cls(
             rows=tuple(rows),
             facts=facts,
@@ -71,6 +74,7 @@ class Material:
             scores=Scores.from_json(read_json(scores)) if scores.exists() else None,
             speeds=_speeds(speed) if speed.exists() else {},
             record=Record.read(folder),
+            curves=_curves(curves) if curves.exists() else {},
         )
 
     @property
@@ -92,6 +96,29 @@ def teacher_of(rows: Sequence[ResultRow]) -> ResultRow:
         if row.phase == "teacher":
             return row
     raise DataError("Report: the result table has no row of the teacher, which shares refer to")
+
+
+def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read predicted curves: rows of percent, plan and worth or loss."""
+    data = read_json(path)
+    wanted = {"curve": ("worth", True), "ranked": ("loss", False)}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, (value, needed) in wanted.items():
+        rows = data.get(name, None if needed else []) if isinstance(data, dict) else None
+        if not isinstance(rows, list) or not all(_is_point(row, value) for row in rows):
+            raise DataError(
+                f"{str(path)!r}: {name!r} is no list of points with percent, plan and {value}; "
+                "remove the file, or write it again with `circuitsearch search`"
+            )
+        found[name] = rows
+    return found
+
+
+def _is_point(row: Any, value: str) -> bool:
+    kinds: dict[str, Any] = {"percent": int, "plan": str, value: (int, float)}
+    return isinstance(row, dict) and all(
+        isinstance(row.get(name), kind) for name, kind in kinds.items()
+    )
 
 
 def _speeds(path: Path) -> dict[str, Speed]:

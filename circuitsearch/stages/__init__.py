@@ -17,7 +17,7 @@ from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import check_fork, fork, join, promote, search, versions
 from .submission import answer_file
 from .training import StudentTrainer, evaluate
-from .warm import WarmPlans, warm_start, worths
+from .warm import WarmPlans, predict, warm_start, worths
 
 __all__ = [
     "Ranking",
@@ -43,6 +43,7 @@ __all__ = [
     "mixed",
     "outputs",
     "plan_space",
+    "predict",
     "preview",
     "price",
     "promote",

@@ -106,8 +106,15 @@ def _final_plans(work: Workspace, rows: Sequence[ResultRow]) -> int:
 
 def _trust(study: Study) -> str:
     """Say how well the scores explained what was measured."""
-    trust = study.prior_trust()
-    return "unknown" if trust is None else f"Spearman {trust:.2f} of score sum and measured quality"
+    told = [
+        f"Spearman {trust:.2f} of {what} and measured quality"
+        for what, trust in (
+            ("score sum", study.prior_trust()),
+            ("predicted loss (sign turned)", study.ranking_trust()),
+        )
+        if trust is not None
+    ]
+    return "; ".join(told) or "unknown"
 
 
 def hand_over(

@@ -28,7 +28,7 @@ from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.analyses.plan_rule import Evidence, plans_from
 from circuitsearch.discovery.patching.components import effects, pair_effects
 from circuitsearch.discovery.sample import make_sample
-from circuitsearch.search.knapsack import pool, sweep_budget
+from circuitsearch.search.knapsack import best_within, pool, sweep_budget
 from circuitsearch.search.nearest import nearest
 from circuitsearch.search.program import Interaction
 from circuitsearch.search.samplers import Prior
@@ -44,9 +44,9 @@ from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
 from .inputs import component_effects
-from .ranking import plan_losses, weights_hash
+from .ranking import Ranking, plan_losses, weights_hash
 
-__all__ = ["WarmPlans", "warm_start", "worths"]
+__all__ = ["WarmPlans", "predict", "warm_start", "worths"]
 
 WarmPlans = list[tuple[Plan, str]]
 """Plans to distil first, with the source that proposed each."""
@@ -54,6 +54,8 @@ _RULED = "decoder parameters (paper)"
 """The limit that the rule of findings reads."""
 Worths = tuple[Sequence[float], Sequence[Interaction]]
 """Worths of units, and of units that stay together."""
+PREDICTED_FILE = "predicted.json"
+"""Curves of quality against budget that are predicted before the first training."""
 
 
 def worths(
@@ -64,13 +66,35 @@ def worths(
     features: Mapping[str, Features],
     replacements: Replacements | None,
 ) -> dict[str, float]:
-    """Return what every unit is worth by the teacher's effects; also write what they predict."""
+    """Return what every unit is worth by the teacher's effects."""
     replaced = replaced_worths(work, teacher, space, features["select"], replacements)
-    found = unit_worths(space, component_effects(scores), replaced)
-    curve = sweep_budget([found[name] for name in space.names], space)
-    rows = [{"percent": p.percent, "plan": str(p.plan), "worth": p.worth} for p in curve]
-    write_json(work.folder / "predicted.json", {"of": "sum of effects (nats)", "curve": rows})
-    return found
+    return unit_worths(space, component_effects(scores), replaced)
+
+
+def predict(
+    work: Workspace, space: Space, worths: Mapping[str, float], ranking: Ranking
+) -> dict[str, Any]:
+    """Return the predicted curves of quality against budget, and write them as `predicted.json`.
+
+    Args:
+        work: The search.
+        space: The feasible plans.
+        worths: What every unit is worth by the teacher's effects.
+        ranking: Plans by what they are predicted to reach, best first; may be empty.
+
+    Returns:
+        At every tenth of the budget, in percent: under `curve` the best plan by the sum of effects
+        (nats), by integer program; under `ranked` the best plan of the ranking, with its loss.
+    """
+    curve = sweep_budget([worths[name] for name in space.names], space)
+    ranked = best_within(ranking, space)
+    told = {
+        "of": "sum of effects (nats)",
+        "curve": [{"percent": p.percent, "plan": str(p.plan), "worth": p.worth} for p in curve],
+        "ranked": [{"percent": p, "plan": str(plan), "loss": loss} for p, plan, loss in ranked],
+    }
+    write_json(work.folder / PREDICTED_FILE, told)
+    return told
 
 
 def warm_start(

@@ -120,6 +120,8 @@ def test_reading_commands_share_the_finished_work(finished):
     ranked = json.loads(circuitsearch("enumerate", path, "--top", "3", "--json").stdout)
     assert len(ranked["untrained"]) == len(ranked["elastic"]) == len(ranked["predicted"]) == 3
     assert ranked["predicted"] != ranked["elastic"]
+    assert ranked["curve"][-1] == {"percent": 100, **ranked["predicted"][0]}
+    assert ranked["curve"] == json.loads((output / "predicted.json").read_text())["ranked"]
     losses = [row["loss"] for row in ranked["untrained"]]
     assert losses == sorted(losses)
     graph = json.loads(circuitsearch("graph", path, "--json").stdout)

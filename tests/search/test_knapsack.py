@@ -13,11 +13,20 @@ import pytest
 from circuitsearch.core.errors import CircuitSearchError, ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.search import program
-from circuitsearch.search.knapsack import greedy, pool, solve, sweep_budget, take, tie_broken, total
+from circuitsearch.search.knapsack import (
+    best_within,
+    greedy,
+    pool,
+    solve,
+    sweep_budget,
+    take,
+    tie_broken,
+    total,
+)
 from circuitsearch.search.program import Interaction
 from circuitsearch.search.space import Bits, Space
 from circuitsearch.search.units import Choices
-from tests.search_fixtures import limit, make_space
+from tests.search_fixtures import Landscape, limit, make_space
 
 SPACE = make_space("40%", limit("50%", "macs"))
 ALL = [SPACE.bits(plan) for plan in SPACE.enumerate()]
@@ -345,3 +354,20 @@ def test_a_step_that_waits_is_taken_with_the_one_before_it() -> None:
     bits = take([names["C1:2"], names["C1:1"]], space)
     assert bits is not None
     assert space.plan(bits) == Plan.parse("C1[0-1]")
+
+
+def test_the_curve_of_a_ranking_is_its_first_plan_within_every_share() -> None:
+    landscape = Landscape.random(SPACE, 8)
+    ranked = sorted(((plan, -landscape.quality(plan)) for plan in SPACE.enumerate()), key=by_loss)
+    curve = best_within(ranked, SPACE)
+    assert [percent for percent, _, _ in curve][-1] == 100
+    assert curve[-1][1:] == ranked[0]
+    for percent, plan, loss in curve:
+        part = list(SPACE.within(percent).enumerate())
+        assert (plan, loss) == min(((p, -landscape.quality(p)) for p in part), key=by_loss)
+    assert best_within([], SPACE) == []
+
+
+def by_loss(row: tuple[Plan, float]) -> tuple[float, str]:
+    """Order of a ranking."""
+    return row[1], str(row[0])

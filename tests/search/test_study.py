@@ -21,7 +21,7 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.samplers import SpaceExhaustedError
+from circuitsearch.search.samplers import Prior, SpaceExhaustedError
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.storage.view import StudyStatus, StudyView, TrialRecord, differences
@@ -44,7 +44,7 @@ def opened(
     sampler: str = "circuit",
     objective: dict[str, Any] = OBJECTIVE,
     seed: int = 11,
-    prior: dict[str, float] | None = None,
+    prior: Prior | dict[str, float] | None = None,
 ) -> Study:
     """A study with defaults that the tests vary one by one."""
     scores = Landscape.random(SPACE, 5).prior(0.6) if prior is None else prior
@@ -319,6 +319,18 @@ def test_a_view_reads_without_space_and_without_writing(
     view = StudyView(memory, name)
     assert view.identity["objective"] == OBJECTIVE
     assert len(view.measurements()) == 2
+
+
+def test_ranking_trust_is_that_of_the_losses_of_ranked_plans(memory: RDBStorage, name: str) -> None:
+    landscape = Landscape.random(SPACE, 4)
+    tried = list(SPACE.enumerate())[:9]
+    # the ranking does not know the last plan that is measured
+    losses = tuple((plan, -landscape.quality(plan)) for plan in tried[:8])
+    study = opened(memory, name, sampler="random", prior=Prior(landscape.prior(), losses))
+    assert study.ranking_trust() is None
+    study.run(landscape.measure, 9, [(plan, "scores") for plan in tried])
+    assert plans(study) == [str(plan) for plan in tried]
+    assert study.ranking_trust() == pytest.approx(1.0)
 
 
 def test_prior_trust_is_the_rank_correlation_of_scores_and_quality(

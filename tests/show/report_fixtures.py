@@ -23,7 +23,18 @@ from circuitsearch.show.report_record import Asked, Record, Said
 from circuitsearch.show.rows import ResultRow, result_rows
 from tests.show.results import SEARCH, SHAPE, measured, named
 
-__all__ = ["answers", "asked", "found", "picture", "record", "rows", "scores", "speeds", "write"]
+__all__ = [
+    "answers",
+    "asked",
+    "curves",
+    "found",
+    "picture",
+    "record",
+    "rows",
+    "scores",
+    "speeds",
+    "write",
+]
 
 FACTS = {"title": "Search made-up", "budget": ["parameters 31.25%"], "seed": 0}
 
@@ -35,6 +46,17 @@ def rows(amount: int = 5) -> tuple[ResultRow, ...]:
         plan = f"M{place % 4} C{(place // 4) % 4} S{(place // 16) % 4}"
         groups[f"B{place}"] = measured(plan, quality=0.1 + 0.01 * place, source="baseline")
     return result_rows(groups, search=SEARCH)
+
+
+def curves(plan: str) -> dict[str, list[dict[str, Any]]]:
+    """What was predicted: the ranking has no plan within a fifth of the budget."""
+    return {
+        "curve": [
+            {"percent": 20, "plan": plan, "worth": 1.25},
+            {"percent": 100, "plan": plan, "worth": 2.5},
+        ],
+        "ranked": [{"percent": 100, "plan": plan, "loss": 0.43214}],
+    }
 
 
 def trial(number: int) -> Measurement:

@@ -12,6 +12,7 @@ import pytest
 
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.errors import DataError
+from circuitsearch.core.files import write_json
 from circuitsearch.core.scores import Scores
 from circuitsearch.show.report import write_report, write_result
 from circuitsearch.show.report_evidence import FILES, scores_section
@@ -21,7 +22,17 @@ from circuitsearch.show.report_record import Said
 from circuitsearch.show.report_results import cost_section, kept_section, search_section
 from circuitsearch.show.rows import recounted, trial_rows
 from circuitsearch.show.text import one_line
-from tests.show.report_fixtures import asked, found, picture, record, rows, scores, speeds, write
+from tests.show.report_fixtures import (
+    asked,
+    curves,
+    found,
+    picture,
+    record,
+    rows,
+    scores,
+    speeds,
+    write,
+)
 from tests.show.results import SHAPE
 
 POLICY = (
@@ -114,6 +125,7 @@ def material(word: str | None = None, **other: Any) -> Material:
             name: replace(one, where=word or one.where) for name, one in speeds(table).items()
         },
         "record": kept,
+        "curves": curves(word or "S0 C0"),
     }
     return Material(**{**values, **other})
 
@@ -259,6 +271,28 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "Not known",
     ):
         assert words in text, words
+
+
+def test_what_was_expected_of_every_share_is_a_table(page: str) -> None:
+    told = " ".join(" ".join(Reader(page).texts).split())
+    assert "Expected before the first training" in told
+    assert "Best by elastic loss" in told
+    assert "20 % S0 C0 +1.25 \N{EN DASH} \N{EN DASH}" in told  # the ranking has no plan so small
+    assert "100 % S0 C0 +2.5 S0 C0 0.4321" in told
+    alone = material(curves={**curves("C0"), "ranked": []})
+    assert "Best by elastic loss" not in " ".join(Reader(report_html(alone)).texts)
+
+
+def test_malformed_curves_are_refused(tmp_path: Path) -> None:
+    write_result(tmp_path, rows(), {"title": "Table alone"})
+    file = tmp_path / "predicted.json"
+    for faulty in ([], {"of": "x"}, {"curve": [{"percent": "1", "plan": "C0", "worth": 1}]}):
+        write_json(file, faulty)
+        with pytest.raises(DataError, match=r"predicted\.json"):
+            write_report(tmp_path)
+    earlier = {"of": "x", "curve": curves("C0")["curve"]}  # without a ranking, as it was written
+    write_json(file, earlier)
+    assert "Best by effects" in write_report(tmp_path).read_text("utf-8")
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -192,16 +192,32 @@ class StudyView:
         quality. None without a prior, below three plans, or when either side never varies.
         """
         known = self.identity["prior"]
-        found = self.measurements()
-        if known is None or known["worths"] is None or len(found) < 3:
+        if known is None or known["worths"] is None:
             return None
         space = Space.from_json(self.identity["space"])
         scores = np.array([known["worths"][name] for name in space.names])
+        found = self.measurements()
         expected = [float(scores @ space.bits(Plan.parse(one.plan))) for one in found]
-        measured = [one.quality or 0.0 for one in found]
-        if np.ptp(expected) == 0 or np.ptp(measured) == 0:
-            return None
-        return float(spearmanr(expected, measured).statistic)
+        return _agreement(expected, found)
+
+    def ranking_trust(self) -> float | None:
+        """Return how well the prior's ranking, by elastic loss, ranks the measured plans.
+
+        It is Spearman's correlation of the loss, its sign turned, with the measured quality, over
+        the plans that the ranking holds. None as for `prior_trust`.
+        """
+        known = self.identity["prior"]
+        losses = {} if known is None else {plan: loss for plan, loss in known["ranking"]}
+        found = [one for one in self.measurements() if one.plan in losses]
+        return _agreement([-losses[one.plan] for one in found], found)
+
+
+def _agreement(expected: Sequence[float], found: Sequence[Measurement]) -> float | None:
+    """Return Spearman's correlation with measured quality; None where there is none."""
+    measured = [one.quality or 0.0 for one in found]
+    if len(found) < 3 or np.ptp(expected) == 0 or np.ptp(measured) == 0:
+        return None
+    return float(spearmanr(expected, measured).statistic)
 
 
 def trial_record(row: Row) -> TrialRecord:
