@@ -8,14 +8,15 @@ neurons and its zeros, which the methods are asked for again; rows of several pl
 the paper's siblings) go on with the one that the table shows. `best` is the plan that the search
 found by short trainings; what it chooses by longer ones goes in with `--also`.
 
-All rows are trained with the first seed, then those within `--near` of the best with the others.
-Trainings are kept in the folder `--work`, so a stopped run goes on where it was.
+All rows are trained with the first seed, then those within `--near` of the best with the others:
+that of a row without a spread is one training. Trainings are kept in the folder `--work`, so a
+stopped run goes on where it was, and another one with more rows or seeds trains what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from budgets import BUDGETS, drawn, search_at, text
@@ -47,14 +48,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--near", type=float, default=0.15, help="ANLS to the best of one seed")
+    parser.add_argument("--rows", nargs="*", help="rows of the table to go on with; default: all")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=PLAN")
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     options = parser.parse_args()
     file = options.out.with_suffix(".json")
     known = read_json(file)[f"{options.budget} %, {options.of} steps"]
     rows = {one.name: one for one in map(ResultRow.from_json, known) if one.phase != "teacher"}
-    methods = ", ".join(name for name in rows if name in BASELINES and name not in _SEVERAL)
-    given = f"cache={options.work / 'cache'}", f"baselines=[{methods}]"
+    rows = {name: row for name, row in rows.items() if name in (options.rows or rows)}
+    given = f"cache={options.work / 'cache'}", f"baselines=[{', '.join(methods_in(rows.values()))}]"
     config = search_at(options.budget, options.work, *given)
     line = Pipeline(Workspace(config, reporter(quiet=False)))
     lock = line.work.claim()
@@ -78,7 +80,7 @@ def _longer(
     """Return the rows of the longer table, best first behind the teacher."""
     plans = {name: Plan.parse(row.plan) for name, row in rows.items()}
     plans |= {name: Plan.parse(plan) for name, plan in also.items()}
-    builds = {name: _build(line, name, plan) for name, plan in plans.items()}
+    builds = {name: build_of(line, name, plan) for name, plan in plans.items()}
     runs: dict[str, list[tuple[Measurement, Answers]]] = {
         "teacher": [line.trainer.answered_teacher()]
     }
@@ -112,7 +114,12 @@ def _longer(
     return tuple(sorted(found, key=lambda row: row.rank or 0))
 
 
-def _build(line: Pipeline, name: str, plan: Plan) -> Build:
+def methods_in(rows: Iterable[ResultRow]) -> list[str]:
+    """Return the methods that have to be asked again how their students are made."""
+    return [row.name for row in rows if row.name in BASELINES and row.name not in _SEVERAL]
+
+
+def build_of(line: Pipeline, name: str, plan: Plan) -> Build:
     """Return how a row's student is made, where its plan does not say everything."""
     proposed = [one for method, one in line.baselines if method == name]
     for one in proposed:
