@@ -97,6 +97,9 @@ def evaluate_command(
     images: Annotated[
         Path | None, typer.Option(help="Root of its image paths; default its folder.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Measure speed and memory in ONNX Runtime, too.")
+    ] = False,
     override: Overrides = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -108,10 +111,10 @@ def evaluate_command(
 
     splits = ("select", "final")
     problems = [] if split in splits else [choice_problem("--split", split, splits)]
-    if questions is not None and (submission is None or predictions is not None or strict):
+    if questions is not None and (submission is None or predictions is not None or strict or onnx):
         problems.append(
             "--questions: its answers are not known, so nothing is scored; give it with "
-            "--submission, without --predictions and --strict"
+            "--submission, without --predictions, --strict and --onnx"
         )
     if images is not None and questions is None:
         problems.append("--images: belongs to --questions")
@@ -120,7 +123,7 @@ def evaluate_command(
     if questions is not None and submission is not None:
         _answer_file(pipeline, student, questions, images, submission, json)
     else:
-        _evaluate(pipeline, student, split, strict, predictions, submission, json)
+        _evaluate(pipeline, student, split, strict, predictions, submission, onnx, json)
 
 
 def _answer_file(
@@ -145,9 +148,11 @@ def _evaluate(
     strict: bool,
     predictions: Path | None,
     submission: Path | None,
+    onnx: bool,
     json: bool,
 ) -> None:
     from circuitsearch import stages
+    from circuitsearch.api import load_teacher
     from circuitsearch.core.answers import write_answers
     from circuitsearch.teacher.documents.submission import submission_ids, write_submission
 
@@ -155,13 +160,16 @@ def _evaluate(
     if submission is not None:
         submission_ids(asked)  # refuses data that are not the competition's before asking
     made, answers = stages.evaluate(pipeline.trainer, student, split, "strict" if strict else None)
-    written = {}
+    written: dict[str, Any] = {}
     if predictions is not None:
         write_answers(predictions, answers)
         written["predictions"] = str(predictions)
     if submission is not None:
         write_submission(submission, {row.question: row.answer for row in answers.rows}, asked)
         written["submission"] = str(submission)
+    if onnx:
+        exported = pipeline.work.config.teacher if student == "teacher" else student
+        written["onnx"] = stages.measure_onnx(pipeline.work, load_teacher(exported))
     _say(made.to_json() | {"anls": answers.rule} | written, json)
 
 
@@ -203,8 +211,20 @@ def _spent(data: dict[str, Any]) -> dict[str, str]:
         told[f"decoder {accounting}"] = f"{one['parameters']:,} parameters, {one['macs']:,} MACs"
     if data.get("speed"):
         speed = data["speed"]
-        times = [shown("latency", speed[name]) for name in ("first_token", "per_token", "encoding")]
-        told["latency"] = "first token {}, each further {}, encoder {}".format(*times)
+        told["latency"] = _times(speed)
         sizes = [shown("memory", speed[name]) for name in ("decoder_memory", "total_memory")]
         told["peak memory"] = "decoder {}, in all {}, on {}".format(*sizes, speed["where"])
+    if data.get("onnx"):
+        speed = data["onnx"]
+        size = "unknown" if speed["memory"] is None else shown("memory", speed["memory"])
+        told["ONNX latency"] = _times(speed)
+        told["ONNX memory"] = f"process grows by {size}, on {speed['where']}"
     return told
+
+
+def _times(speed: dict[str, Any]) -> str:
+    """Return latencies in words."""
+    from circuitsearch.core.amounts import shown
+
+    times = [shown("latency", speed[name]) for name in ("first_token", "per_token", "encoding")]
+    return "first token {}, each further {}, encoder {}".format(*times)

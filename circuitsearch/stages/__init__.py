@@ -15,6 +15,7 @@ from .pricing import measure_time, price
 from .ranking import Ranking, mixed, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import check_fork, fork, join, promote, search, versions
+from .speeds import measure_onnx
 from .submission import answer_file
 from .training import StudentTrainer, evaluate
 from .warm import WarmPlans, predict, warm_start, worths
@@ -39,6 +40,7 @@ __all__ = [
     "hand_over",
     "join",
     "load",
+    "measure_onnx",
     "measure_time",
     "mixed",
     "outputs",

@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
 
 from circuitsearch.core.amounts import shown
 from circuitsearch.core.budget import Budget
@@ -25,7 +30,7 @@ from circuitsearch.students.speed import Encoding, measure_encoder, speed_of, wh
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
-__all__ = ["StudentSpeeds", "admission", "with_speed", "write_speeds"]
+__all__ = ["StudentSpeeds", "admission", "measure_onnx", "with_speed", "write_speeds"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,33 @@ def with_speed(work: Workspace, teacher: Teacher, made: Measurement) -> Measurem
     if not speeds.possible:
         return made
     return replace(made, speed=speeds.of(Plan.parse(made.plan)).to_json())
+
+
+def measure_onnx(work: Workspace, model: Teacher) -> dict[str, Any]:
+    """Export a checkpoint into a folder that goes again, and measure it in ONNX Runtime.
+
+    Args:
+        work: The search; its generation is what is timed.
+        model: The checkpoint, a student's too.
+
+    Returns:
+        The fields of `OnnxSpeed` (nanoseconds, bytes) and `where`: runtime, processor, threads.
+
+    Raises:
+        ConfigError: ONNX packages are missing, the checkpoint cannot be exported, or the generation
+            is longer than the model's.
+    """
+    from circuitsearch.students.export.files import export_onnx
+    from circuitsearch.students.export.timing import onnx_speed
+
+    generation, threads = work.config.generation.counted(), torch.get_num_threads()
+    with (
+        work.say.stage("measuring the speed in ONNX Runtime"),
+        TemporaryDirectory(prefix="circuitsearch-") as folder,
+    ):
+        files = export_onnx(model, Path(folder) / "onnx")
+        found = onnx_speed(files, generation, threads=threads)
+    return asdict(found) | {"where": f"ONNX Runtime, {where(torch.device('cpu'))}"}
 
 
 def write_speeds(work: Workspace, teacher: Teacher, rows: Sequence[ResultRow]) -> None:

@@ -100,10 +100,12 @@ def test_the_student_answers_and_is_measured(finished, tmp_path):
     for row in (row for row in result["rows"] if row is not best):
         assert row["difference_to"] == "best"
         assert row["difference"]["questions"] == row["examples"]
-    told = circuitsearch("evaluate", path, output / "student").stderr
+    told = circuitsearch("evaluate", path, output / "student", "--onnx").stderr
     assert f"{best['parameters']:,} parameters" in told
     assert re.search(r"latency +first token \d.* each further \d.* encoder \d", told)
     assert re.search(r"peak memory +decoder \d.* in all \d", told)
+    assert re.search(r"ONNX latency +first token \d.* each further \d.* encoder \d", told)
+    assert re.search(r"ONNX memory +process grows by \d.* on ONNX Runtime", told)
     assert measured["plan"] == best["plan"]
     assert measured["quality"] == pytest.approx(
         best["quality"], abs=1e-6

@@ -323,6 +323,9 @@ def test_files_are_timed_pass_by_pass(folders: tuple[Path, Path]) -> None:
     _, exported = folders
     found = onnx_speed(exported, Generation(prompt=4, passes=3), threads=1, repetitions=2)
     assert min(found.encoding, found.first_token, found.per_token) > 0
+    weights = sum(file.stat().st_size for file in exported.glob("*.onnx*"))
+    assert found.memory is not None
+    assert weights < found.memory < 2**30  # the runtime holds the weights, and more
     assert onnx_speed(exported, Generation(prompt=4, passes=1), repetitions=1).per_token == 0
     with pytest.raises(ConfigError, match="the model has room for"):
         onnx_speed(exported, Generation(prompt=4, passes=10_000))

@@ -1,21 +1,23 @@
-"""How fast exported files answer in ONNX Runtime, by the protocol of `speed`.
+"""How fast exported files answer in ONNX Runtime and what memory they take, as `speed` measures it.
 
 One page, a pass over the prompt, then one pass per further token, exactly `Generation.passes` of
 them; each pass counts with its fastest time of several generations. Keys and values of the page are
 an output of the encoder's graph, so their time is in `encoding` here and in `first_token` there.
+The runtime does not say what it allocates, so memory is what a process of its own grows by
+(`growth`), the runtime's arenas included; there it is the bytes of live tensors.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from circuitsearch.core.cost import Generation
 from circuitsearch.core.errors import ConfigError, DataError
+from circuitsearch.students.export.growth import blank_page, passes
 from circuitsearch.students.speed import REPETITIONS, repeated
 
 __all__ = ["OnnxSpeed", "onnx_speed"]
@@ -29,11 +31,14 @@ class OnnxSpeed:
         encoding: the encoder, the page's keys and values included.
         first_token: the pass over the prompt.
         per_token: mean of a further pass; 0 when there is none.
+        memory: bytes by which a process grows that opens the files, reads a page and answers; None
+            where the system does not tell.
     """
 
     encoding: int
     first_token: int
     per_token: int
+    memory: int | None = None
 
 
 def onnx_speed(
@@ -72,8 +77,7 @@ def onnx_speed(
             f"generation: {generation.prompt} prompt tokens and {generation.passes} passes take "
             f"{last} positions, the model has room for {longest}; shorten it"
         )
-    image = student.manifest["image"]
-    pixels = np.zeros((1, 3, image["height"], image["width"]), dtype=np.float32)
+    pixels = blank_page(student)
     read = student.read(pixels)
 
     def encode() -> list[int]:
@@ -82,22 +86,23 @@ def onnx_speed(
         return [time.perf_counter_ns() - start]
 
     def decode() -> list[int]:
-        return _passes(student, read, generation)
+        return passes(student, read, generation.prompt, generation.passes)
 
     encoding = min(taken for (taken,) in repeated(encode, repetitions))
-    passes = [min(times) for times in zip(*repeated(decode, repetitions), strict=True)]
-    return OnnxSpeed(encoding, passes[0], sum(passes[1:]) // max(1, len(passes) - 1))
+    first, *further = [min(times) for times in zip(*repeated(decode, repetitions), strict=True)]
+    per_token = sum(further) // max(1, len(further))
+    return OnnxSpeed(encoding, first, per_token, _growth(folder, generation, threads))
 
 
-def _passes(student: Any, read: dict[str, np.ndarray], generation: Generation) -> list[int]:
-    """Return the nanoseconds of every pass of one generation."""
-    memory = student.begin(read, [0])
-    ids = np.zeros((1, generation.prompt), dtype=np.int64)
-    position, taken = generation.prompt, []
-    for _ in range(generation.passes):
-        start = time.perf_counter_ns()
-        logits = student.step(memory, ids, position)
-        ids = logits.argmax(axis=-1)[:, None]
-        taken.append(time.perf_counter_ns() - start)
-        position += 1
-    return taken
+def _growth(folder: str | Path, generation: Generation, threads: int) -> int | None:
+    """Return the bytes by which a process of its own grows; None where the system does not tell."""
+    if not Path("/proc/self/clear_refs").exists():  # not Linux
+        return None
+    place = Path(__file__).parent
+    asked = [generation.prompt, generation.passes, threads]
+    command = [sys.executable, place / "growth.py", place / "answers.py", folder, *asked]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if ran.returncode:
+        last = ran.stderr.strip().rpartition("\n")[2]
+        raise DataError(f"Measuring the memory of the export in {str(folder)!r}: {last}")
+    return int(ran.stdout)
