@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/browser
 
-.PHONY: quickstart coarse test check install browser docs clean
+.PHONY: quickstart coarse table2 test check install browser docs clean
 
 quickstart: $(STAMP)  ## teacher + budget -> trained student, about 8 minutes on 2 cores
 	$(BIN)/circuitsearch run searches/quickstart.yaml
+
+table2: $(STAMP)  ## Donut-MINT's Table 2, both halves, about two hours
+	$(BIN)/circuitsearch run searches/table2.yaml
+	$(BIN)/circuitsearch run searches/table2-fine.yaml
 
 coarse: $(STAMP)  ## the same with three seeds and longer training
 	$(BIN)/circuitsearch run searches/coarse.yaml

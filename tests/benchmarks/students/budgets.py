@@ -60,8 +60,9 @@ BASELINES = (
 
 
 def search_at(budget: str, work: Path, *overrides: str) -> SearchConfig:
-    """Return the search under a row of `BUDGETS`, in a folder of its own."""
-    own = [f"name=budgets-{budget}", f"output={work / budget}", *BUDGETS[budget]]
+    """Return the search under a row of `BUDGETS`, in a folder of its own, with a shared cache."""
+    own = [f"name=budgets-{budget}", f"output={work / budget}", f"cache={work / 'cache'}"]
+    own += BUDGETS[budget]
     return load_config(Path(__file__).with_name("budgets.yaml"), [*own, *overrides])
 
 

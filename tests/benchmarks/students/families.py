@@ -54,8 +54,8 @@ def main() -> None:
 
 def scored(budget: str, work: Path, rows: list[ResultRow]) -> Table:
     """Return ANLS by row and family, rows in the order of the table."""
-    given = f"cache={work / 'cache'}", f"baselines=[{', '.join(methods_in(rows))}]"
-    line = Pipeline(Workspace(search_at(budget, work, *given), reporter(quiet=False)))
+    config = search_at(budget, work, f"baselines=[{', '.join(methods_in(rows))}]")
+    line = Pipeline(Workspace(config, reporter(quiet=False)))
     lock = line.work.claim()
     teacher = line.trainer.answered_teacher()[1]
     found = {}

@@ -56,8 +56,8 @@ def main() -> None:
     known = read_json(file)[f"{options.budget} %, {options.of} steps"]
     rows = {one.name: one for one in map(ResultRow.from_json, known) if one.phase != "teacher"}
     rows = {name: row for name, row in rows.items() if name in (options.rows or rows)}
-    given = f"cache={options.work / 'cache'}", f"baselines=[{', '.join(methods_in(rows.values()))}]"
-    config = search_at(options.budget, options.work, *given)
+    methods = ", ".join(methods_in(rows.values()))
+    config = search_at(options.budget, options.work, f"baselines=[{methods}]")
     line = Pipeline(Workspace(config, reporter(quiet=False)))
     lock = line.work.claim()
     made = _longer(line, rows, dict(one.split("=", 1) for one in options.also), options)
