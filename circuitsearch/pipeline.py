@@ -198,9 +198,23 @@ class Pipeline:
     def rows(self) -> tuple[ResultRow, ...]:
         """The final comparison on fresh pages: teacher, baselines, the search's best."""
         found = self.untrained, self.baselines, self.study, self.chosen
-        warm = self._proposed(self.work.config.warm_baselines)
-        passes = self.scores.passes + sum(one.passes for _, one in warm)
-        return stages.compare(self.work, self.trainer, *found, passes)
+        return stages.compare(self.work, self.trainer, *found, self.spent)
+
+    @property
+    def spent(self) -> int:
+        """Passes of the search before its first training."""
+        walked = [self.elastic_ranking]
+        if self.predicted is not self.elastic_ranking:
+            walked.append(self.untrained)
+        return stages.passes_before(
+            self.work,
+            self.space,
+            self.scores,
+            self.circuit,
+            self._proposed(self.work.config.warm_baselines),
+            walked,
+            len(self.features["select"].examples),
+        )
 
     def run(self) -> dict[str, Any]:
         """Run all stages and write the report.

@@ -79,7 +79,7 @@ class Scores:
         examples: number of examples used.
         components: one entry per component, names unique.
         calibration: agreement of scores and effects, keys such as `sublayers.spearman`.
-        passes: forward and backward passes spent.
+        passes: forward and backward passes of one example, spent.
         base_metric: the metric of the whole teacher on the same examples.
     """
 

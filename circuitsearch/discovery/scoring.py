@@ -58,7 +58,7 @@ def score_components(
         decoder: another view to score in the teacher's place (the elastic teacher's).
 
     Returns:
-        Means and standard deviations over examples. `passes` counts decoder passes over batches,
+        Means and standard deviations over examples. `passes` counts decoder passes of one example,
         forward or backward; a pass through a part of the decoder counts as its share.
 
     Raises:
@@ -87,7 +87,7 @@ def score_components(
         examples=sample.examples,
         components=components,
         calibration=component_calibration(scores.values, measured) if exact else {},
-        passes=round(len(sample.batches) * (passes + (1 + len(components) if exact else 0))),
+        passes=round(sample.examples * (passes + (1 + len(components) if exact else 0))),
         base_metric=float(sample_metric(view, sample, metric).mean()),
     )
 

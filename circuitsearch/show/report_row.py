@@ -20,7 +20,8 @@ class SearchCost:
 
     Attributes:
         trainings: pairs (number of trainings, optimiser steps of each, as long as a student's).
-        passes: forward passes spent on scoring and on evaluating plans.
+        passes: forward and backward runs of a decoder on one question, spent on scoring and on
+            evaluating plans.
     """
 
     trainings: tuple[tuple[int, int], ...] = ()

@@ -16,6 +16,7 @@ from .ranking import Ranking, mixed, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import check_fork, fork, join, promote, search, versions
 from .speeds import measure_onnx
+from .spending import passes_before
 from .submission import answer_file
 from .training import StudentTrainer, evaluate
 from .warm import WarmPlans, predict, warm_start, worths
@@ -44,6 +45,7 @@ __all__ = [
     "measure_time",
     "mixed",
     "outputs",
+    "passes_before",
     "plan_space",
     "predict",
     "preview",

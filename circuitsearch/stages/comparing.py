@@ -79,7 +79,7 @@ def compare(
         baselines: what published methods propose, by the method's name.
         study: the search's study.
         chosen: the phase whose best plan is handed over; the study itself without promotion.
-        passes: spent on scores and on published methods before the first training.
+        passes: spent by the search before its first training.
 
     Returns:
         The teacher's row, then the students', best first.
@@ -95,7 +95,7 @@ def compare(
         with _noting(name, lost):
             runs[name] = _runs(work, trainer, entry)
     entries = {name: entry for name, entry in entries.items() if name in runs}
-    best = _best(work, untrained, study, chosen, passes)
+    best = _best(work, study, chosen, passes)
     best.notes += [f"a row is left out: {one}" for one in lost]
     entries[BEST] = best
     runs[BEST] = [_run(work, trainer, best, seed) for seed in work.config.final.seeds]
@@ -167,7 +167,7 @@ def _exhaustive(
     """Return the best plans of the exhaustive ranking, and those of short distillation."""
     settings, steps = work.config.exhaustive, work.config.distill.steps
     first = _within(work, trainer, study, untrained, max(settings.top, settings.short))
-    passes = len(untrained)
+    passes = len(untrained) * trainer.questions("select")
     found = {
         f"T{place + 1}": _Entry(plan, "exhaustive", SearchCost(passes=passes))
         for place, plan in enumerate(first[: settings.top])
@@ -246,7 +246,7 @@ def _baseline(
     return shown
 
 
-def _best(work: Workspace, untrained: Ranking, study: Study, chosen: Study, passes: int) -> _Entry:
+def _best(work: Workspace, study: Study, chosen: Study, passes: int) -> _Entry:
     """Return what the search hands over, and what finding it took (final trainings left out)."""
     config = work.config
     plan = best_of(chosen)
@@ -258,5 +258,4 @@ def _best(work: Workspace, untrained: Ranking, study: Study, chosen: Study, pass
         # in steps of a student: its own may have other numbers of questions
         questions = config.elastic.steps * config.elastic.batch
         spent.append((1, math.ceil(questions / config.distill.batch)))
-    sweeps = len(untrained) if config.elastic.steps else 0
-    return _Entry(plan, source, SearchCost(tuple(spent), passes + sweeps))
+    return _Entry(plan, source, SearchCost(tuple(spent), passes))

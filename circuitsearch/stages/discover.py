@@ -23,6 +23,8 @@ from circuitsearch.workspace import Workspace
 
 __all__ = ["draw_circuit", "score", "trace_paths"]
 
+_RECORD = 2  # raised when scores on file no longer mean what they mean now
+
 
 def score(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> Scores:
     """Score and patch every component; also written as `scores.json`."""
@@ -40,7 +42,7 @@ def score(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> Scores:
             )
         return made.to_json()
 
-    key = ["scores", teacher.fingerprint, fingerprint(pages), settings.model_dump()]
+    key = ["scores", _RECORD, teacher.fingerprint, fingerprint(pages), settings.model_dump()]
     data = work.kept("scores", key, compute)
     write_json(work.folder / "scores.json", data)
     return Scores.from_json(data)

@@ -113,6 +113,10 @@ class StudentTrainer:
         """The search's reading of ANLS."""
         return self._config.evaluation.anls
 
+    def questions(self, split: str) -> int:
+        """Return the number of questions of a split."""
+        return len(self._features[split].examples)
+
     def recipe(self, steps: int) -> DistillRecipe:
         """Return the recipe for a number of steps."""
         return recipe_of(

@@ -27,16 +27,16 @@ def test_the_record_holds_means_over_examples(tiny_teacher: Teacher, sample: Sam
     assert record.teacher == tiny_teacher.fingerprint
     assert (record.metric, record.ablation, record.examples) == ("answer_loss", "mean", 9)
     assert record.base_metric == sample_metric(tiny_teacher.decoder, sample).mean()
-    # three batches; means 1; sub-layers: clean run and two points behind each of twelve (66
+    # nine examples; means 1; sub-layers: clean run and two points behind each of twelve (66
     # twelfths), forward and backward; heads: clean run and four turns; effects: clean 1 and 44
-    assert record.passes == 3 * (1 + 1 + 2 * 2 * 66 / 12 + 1 + 2 * 4 + 1 + 44)
+    assert record.passes == 9 * (1 + 1 + 2 * 2 * 66 / 12 + 1 + 2 * 4 + 1 + 44)
     assert record.method == "activations-2 and turns"
     assert Scores.from_json(record.to_json()) == record
 
 
 def test_scores_alone_are_cheap(tiny_teacher: Teacher, sample: Sample) -> None:
     record = score_components(tiny_teacher, sample, exact=False, method="eap")
-    assert record.passes == 3 * 2
+    assert record.passes == 9 * 2
     assert record.method == "eap"
     assert record.calibration == {}
     assert all(c.effect is None and c.score is not None for c in record.components)

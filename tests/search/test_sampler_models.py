@@ -310,7 +310,7 @@ def test_a_child_by_swaps_is_feasible_and_close_to_its_parent() -> None:
 
 def test_repaired_samplers_learn() -> None:
     landscape = Landscape.random(SPACE, 6, noise=0.01)
-    for kind in (TPERepairedSampler, EvolutionSampler):
+    for kind in (TPERepairedSampler, NSGA2Sampler, EvolutionSampler):
         found = np.mean([regret(kind(SPACE, None, seed), landscape, 40) for seed in range(3)])
         blind = np.mean(
             [regret(RandomSampler(SPACE, None, seed), landscape, 40) for seed in (0, 1, 2)]
@@ -321,17 +321,49 @@ def test_repaired_samplers_learn() -> None:
 def asked(make: Callable[[], BaseSampler], history: History) -> list[int]:
     """What one of Optuna's samplers asks for next, told of the history by the public way alone."""
     study = optuna.create_study(direction="maximize")
-    bits: dict[str, BaseDistribution] = {name: CategoricalDistribution((0, 1)) for name in NAMED}
-    for plan, value in zip(history.plans, history.values, strict=True):
-        study.sampler = make()
-        study.enqueue_trial(dict(zip(NAMED, map(int, plan), strict=True)))
-        study.tell(study.ask(bits), float(value))
+    for place, (plan, value) in enumerate(zip(history.plans, history.values, strict=True)):
+        # every plan is proposed, as the sampler counts, and then another one is told
+        study.sampler = Told(make(), dict(zip(NAMED, map(int, plan), strict=True)))
+        trial = study.ask()
+        assert [trial.suggest_categorical(name, (0, 1)) for name in NAMED] == plan.tolist()
+        assert trial.number == place
+        study.tell(trial, float(value))
     study.sampler = make()
     trial = study.ask()
     return [trial.suggest_categorical(name, (0, 1)) for name in NAMED]
 
 
-@pytest.mark.parametrize("trials", [0, 3, 12, 31])
+class Told(BaseSampler):
+    """Proposes what it is told, after another sampler has made a proposal of its own."""
+
+    def __init__(self, asked: BaseSampler, plan: dict[str, int]) -> None:
+        self._asked, self._plan = asked, plan
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {name: CategoricalDistribution((0, 1)) for name in NAMED}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, int]:
+        self._asked.sample_relative(study, trial, search_space)
+        return self._plan
+
+    def sample_independent(self, *args: object) -> int:
+        raise AssertionError(args)
+
+
+def known(sampler: FeasibleSampler, trials: int, sign: float = 1.0) -> History:
+    """A history of the first plans of the space; `sign` -1 turns good into bad."""
+    landscape = Landscape.random(SPACE, 2)
+    plans = [SPACE.bits(plan) for plan in SPACE.enumerate()][:trials]
+    values = np.array([sign * landscape.quality(SPACE.plan(bits)) for bits in plans])
+    rows = np.array(plans, dtype=float).reshape(trials, len(SPACE.units))
+    return History(rows, values, frozenset(plans))
+
+
+@pytest.mark.parametrize("trials", [0, 3, 9, 10, 12, 20, 31])
 @pytest.mark.parametrize(
     ("kind", "plain"),
     [
@@ -342,17 +374,26 @@ def asked(make: Callable[[], BaseSampler], history: History) -> list[int]:
 def test_repaired_samplers_wish_what_optuna_asks_for(
     trials: int, kind: type[RepairedSampler], plain: Callable[..., BaseSampler]
 ) -> None:
-    landscape = Landscape.random(SPACE, 2)
-    plans = [SPACE.bits(plan) for plan in SPACE.enumerate()][:trials]
-    values = np.array([landscape.quality(SPACE.plan(bits)) for bits in plans])
-    rows = np.array(plans, dtype=float).reshape(trials, len(SPACE.units))
     sampler = kind(SPACE)
-    for upto in (trials // 2, trials):  # told in two steps, as a study goes on
-        sampler.replay(History(rows[:upto], values[:upto], frozenset(plans[:upto])))
-        sampler.wish(3)
-    wish = sampler.wish(7)
-    history = History(rows, values, frozenset(plans))
-    assert [wish[name] for name in NAMED] == asked(lambda: plain(seed=7), history)
+    history = known(sampler, trials)
+    sampler.replay(known(sampler, trials // 2))  # told in two steps, as a study goes on
+    sampler.wish(3)
+    sampler.replay(history)
+    wish = [sampler.wish(7), sampler.wish(7)]
+    assert wish[0] == wish[1]  # what was asked before does not matter
+    found = [wish[0][name] for name in NAMED]
+    if kind is TPERepairedSampler or trials % 10:  # parents in the order of their trials
+        assert found == asked(lambda: plain(seed=7), history)
+
+
+@pytest.mark.parametrize("kind", [TPERepairedSampler, NSGA2Sampler])
+def test_repaired_samplers_go_by_measured_qualities(kind: type[RepairedSampler]) -> None:
+    changed = 0
+    for trials in (12, 20, 31):
+        good, bad = (kind(SPACE, None, 5) for _ in range(2))
+        proposals = good.propose(known(good, trials)), bad.propose(known(bad, trials, -1.0))
+        changed += proposals[0] != proposals[1]
+    assert changed == 3
 
 
 def test_a_listed_space_gets_the_proposals_of_the_integer_program(

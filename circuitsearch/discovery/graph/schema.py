@@ -88,7 +88,7 @@ class Recipe:
         examples: number of examples.
         documents: number of documents they are about, the units that intervals draw; 0 unknown.
         base_metric: the metric of the whole teacher on the same examples.
-        passes: decoder passes over batches behind the component numbers.
+        passes: decoder passes of one example behind the component numbers.
         edge_passes: passes over the whole sample behind the edge scores.
         effect_passes: passes over the whole sample behind the edge effects.
         interval: level and number of draws of every interval.

@@ -32,6 +32,7 @@ from .prior import Prior
 __all__ = ["NSGA2Sampler", "RepairedSampler", "TPERepairedSampler"]
 
 _PRIVATE = "private"
+_GENERATION = 10
 
 
 class RepairedSampler(FeasibleSampler):
@@ -146,13 +147,22 @@ class _JointTPE(TPESampler):
 
 
 class NSGA2Sampler(RepairedSampler):
-    """NSGA-II, which with one objective is a genetic algorithm with elites."""
+    """NSGA-II, which with one objective is a genetic algorithm with elites.
+
+    Every ten plans of the history are a generation, in their order, whoever proposed them.
+    """
 
     def add(self, plan: Mapping[str, int], value: float) -> None:
-        """Let it be asked for, since that is when Optuna counts its generations."""
-        self._private.sampler = _Genetic(self._bits, 0)
-        self._private.enqueue_trial(dict(plan))
-        self._private.tell(self._private.ask(self._bits), value)
+        """Add it as a finished trial of its generation, which Optuna counts when it proposes."""
+        place = len(self._private.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        self._private.add_trial(
+            optuna.create_trial(
+                value=value,
+                params={name: plan[name] for name in self._bits},
+                distributions=self._bits,
+                system_attrs={_Genetic.generation_key(): place // _GENERATION},
+            )
+        )
 
     def wish(self, seed: int) -> Mapping[str, int]:
         """Ask with a trial that fails at once."""
@@ -164,14 +174,27 @@ class NSGA2Sampler(RepairedSampler):
 
 
 class _Genetic(NSGAIISampler):
-    """Optuna's NSGA-II with generations of ten, for budgets of tens of trainings."""
+    """Optuna's NSGA-II with small generations, for budgets of tens of trainings."""
 
     def __init__(self, bits: Mapping[str, BaseDistribution], seed: int) -> None:
-        super().__init__(seed=seed, population_size=10)
+        super().__init__(seed=seed, population_size=_GENERATION)
         self._bits = bits
+
+    @classmethod
+    def generation_key(cls) -> str:
+        """Return the attribute that Optuna keeps a trial's generation in."""
+        return cls._get_generation_key()
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return dict(self._bits) if known else {}
+
+    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """Return the parents in one order, whether they are chosen now or were before.
+
+        A proposal would depend on how often this process was asked otherwise.
+        """
+        found = super().get_parent_population(study, generation)
+        return sorted(found, key=lambda trial: trial.number)
