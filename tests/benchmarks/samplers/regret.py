@@ -13,7 +13,10 @@ Writes OUT.json and OUT.md.
 
 `--distil` asks the trainer for plans that are proposed and not on record (OUT.json keeps them), so
 that informed samplers search the whole space; `random` still draws from the table, which should be
-a random sample then. `--against OTHER.json` measures regret from the best of another table.
+a random sample then. `--asked OTHER.json` adds what an earlier run with `--distil` asked for to the
+table, so that every sampler can be run on all that is known: the plans that informed samplers like
+are over-represented there, and random draws meet them more often than in the whole space.
+`--against OTHER.json` measures regret from the best of another table.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--distil", action="store_true")
+    parser.add_argument("--asked", type=Path)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=20)
@@ -55,7 +59,8 @@ def main() -> None:
     pipeline = Pipeline(Workspace(load_config(options.search), reporter(quiet=False)))
     space = pipeline.space
     table_of = read_json(options.truth)
-    truth = Truth(space, table_of["plans"])
+    rows = table_of["plans"] + (read_json(options.asked)["asked"] if options.asked else [])
+    truth = Truth(space, rows)
     if options.distil:
         truth.ask(pipeline, table_of["objective"], options.out.with_suffix(".json"))
     effects = {e.component: e.effect or 0.0 for e in pipeline.scores.components}
@@ -72,7 +77,7 @@ def main() -> None:
     result = {
         "search": pipeline.work.config.name,
         "feasible": space.count(),
-        "plans": len(table_of["plans"]),
+        "plans": len(rows),
         "best": best,
         "best of": options.against.stem if options.against else "the table",
         "seeds": options.seeds,
