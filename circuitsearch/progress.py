@@ -90,15 +90,16 @@ class LineReporter:
     def stage(self, title: str) -> Iterator[Work]:
         """Print a line at the start, at most every ten seconds, and at the end with the time."""
         started = last = time.monotonic()
+        pace = _Pace()
         self.note(title)
 
         def work(done: int, total: int, detail: str = "") -> None:
             nonlocal last
             now = time.monotonic()
+            told = [f"{done}/{total}{detail and ' ' + detail}", pace.left(now, done, total)]
             if now - last >= _LINE_SECONDS:
                 last = now
-                left = (now - started) / max(1, done) * (total - done)
-                self.note(f"  {title}: {done}/{total}{detail and ' ' + detail}, {left:.0f} s left")
+                self.note(f"  {title}: {', '.join(filter(None, told))}")
 
         yield work
         spent = time.monotonic() - started
@@ -135,7 +136,7 @@ class TerminalReporter:
     def stage(self, title: str) -> Iterator[Work]:
         """Show a bar while the stage runs and leave one line behind."""
         started = time.monotonic()
-        with self._bar(title, "default", begun=0) as work:
+        with self._bar(title, "default") as work:
             yield work
         spent = time.monotonic() - started
         if spent >= 1:
@@ -144,7 +145,7 @@ class TerminalReporter:
     @contextmanager
     def budget(self, title: str) -> Iterator[Work]:
         """Show a bar that stays, with the best found so far, while stages come and go."""
-        with self._bar(title, "bold", begun=None) as work:
+        with self._bar(title, "bold") as work:
             yield work
 
     def note(self, text: str) -> None:
@@ -152,16 +153,14 @@ class TerminalReporter:
         self._console.print(escape(text), soft_wrap=True)
 
     @contextmanager
-    def _bar(self, title: str, style: str, begun: int | None) -> Iterator[Work]:
-        """Show one more bar; what was done before, unless given, is what is reported first."""
-        started = time.monotonic()
+    def _bar(self, title: str, style: str) -> Iterator[Work]:
+        """Show one more bar."""
+        pace = _Pace()
         with self._drawn() as bars:
             task = bars.add_task(f"[{style}]{escape(title)}[/]", total=None, detail="", left="")
 
             def work(done: int, total: int, detail: str = "") -> None:
-                nonlocal begun
-                begun = done if begun is None else begun
-                left = _left(time.monotonic() - started, done - begun, total - done)
+                left = pace.left(time.monotonic(), done, total)
                 bars.update(task, completed=done, total=total, detail=escape(detail), left=left)
 
             try:
@@ -197,9 +196,18 @@ def _cut(ratio: int) -> Column:
     return Column(ratio=ratio, no_wrap=True, overflow="ellipsis")
 
 
-def _left(spent: float, done: int, more: int) -> str:
-    """Return how long the rest takes at the pace so far; empty while that is unknown."""
-    if done <= 0:
-        return ""
-    seconds = spent / done * more
-    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+class _Pace:
+    """How long the rest takes at the pace since the first report: work goes on where it stopped."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def left(self, now: float, done: int, total: int) -> str:
+        """Return the time left in words; empty while it is unknown."""
+        if self._first is None:
+            self._first = now, done
+        since, begun = self._first
+        if done <= begun:
+            return ""
+        seconds = (now - since) / (done - begun) * (total - done)
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"

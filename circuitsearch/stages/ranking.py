@@ -98,7 +98,7 @@ def train_elastic(
                 plan_of_step=plans,
                 replacements=replacements,
                 teacher=teacher.decoder,
-                on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
+                on_step=lambda s: tell(s.step, s.steps, s.words),
             )
 
     with nullcontext() if path.exists() else alone(path):  # another worker may be training it

@@ -195,7 +195,7 @@ class StudentTrainer:
                     state_file=state,
                     teacher=self.teacher.decoder,
                     log_dir=logs if self._config.distill.tensorboard else None,
-                    on_step=lambda s: tell(s.step, s.steps, f"loss {s.loss:.3f}"),
+                    on_step=lambda s: tell(s.step, s.steps, s.words),
                     processes=self.processes,
                 )
 

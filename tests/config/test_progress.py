@@ -35,6 +35,22 @@ def test_lines_are_rare_and_tell_what_is_left(monkeypatch):
     assert "done in" in shown[-1]
 
 
+@pytest.mark.parametrize("kind", [LineReporter, TerminalReporter])
+def test_time_left_goes_by_the_pace_since_work_went_on(monkeypatch, kind):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("circuitsearch.progress.time.monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    options = {"force_terminal": True} if kind is TerminalReporter else {}
+    reporter = kind(Console(file=stream, width=200, highlight=False, **options))
+    with reporter.stage("distilling") as work:
+        work(1000, 1200)  # resumed: nothing is known of the pace yet
+        work(1010, 1200)
+    shown = stream.getvalue()
+    assert "1000/1200\n" in shown or kind is TerminalReporter
+    assert "3 min left" in shown  # 190 steps at one a second
+    assert " s left" not in shown
+
+
 def test_markup_in_texts_is_shown_not_interpreted():
     stream = io.StringIO()
     reporter = LineReporter(Console(file=stream, width=200))

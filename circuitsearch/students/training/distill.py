@@ -82,6 +82,11 @@ class StepReport:
     losses: Mapping[str, float]
     seconds_per_step: float
 
+    @property
+    def words(self) -> str:
+        """Loss and speed, for people."""
+        return f"loss {self.loss:.3f}, {1 / max(self.seconds_per_step, 1e-9):.3g} steps/s"
+
 
 @dataclass(frozen=True)
 class DistillResult:
