@@ -18,7 +18,6 @@ from circuitsearch import stages
 from circuitsearch.core.findings import Finding
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.paths.table import PathTable
-from circuitsearch.search.elastic import LISTED
 from circuitsearch.search.samplers import Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.study import Study
@@ -128,7 +127,7 @@ class Pipeline:
         `elastic.untrained` by that without training. A sample would have to be walked twice, and
         over heads and widths gained nothing (`results/LOG.md`). Empty without an elastic teacher.
         """
-        if self.elastic is None or self.space.count() > LISTED:
+        if self.elastic is None or self.space.count() > self.work.config.exhaustive.plans:
             return self.elastic_ranking
         weight = self.work.config.elastic.untrained
         return stages.mixed(self.elastic_ranking, self.untrained, weight)
@@ -142,6 +141,7 @@ class Pipeline:
             phase,
             neurons=neuron_order(self.teacher.decoder),
             replacements=self.replacements,
+            limit=self.work.config.exhaustive.plans,
             memory_bytes=self.work.config.exhaustive.memory_gigabytes * 1e9,
         )
 

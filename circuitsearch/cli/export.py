@@ -78,7 +78,8 @@ def _questions(
         from .search import open_pipeline
 
         pipeline = open_pipeline(check, None, quiet=True, claim=False, beside=True)
-        chosen = pipeline.pages["final"][:count]
+        # not the final pages: whoever meets those is counted
+        chosen = pipeline.pages["select"][:count]
         asked = [(i, one.text) for i, page in enumerate(chosen) for one in page.questions]
         return [page.image() for page in chosen], asked
     if not question:
@@ -99,6 +100,8 @@ def _compared(
 
 def _times(model: Teacher, folder: Path) -> dict[str, dict[str, float]]:
     """Return milliseconds of encoder, first token and further tokens, by runtime."""
+    from torch import get_num_threads
+
     from circuitsearch.core.cost import Generation
     from circuitsearch.students.export.timing import onnx_speed
     from circuitsearch.students.speed import measure_encoder, passes_of
@@ -109,7 +112,7 @@ def _times(model: Teacher, folder: Path) -> dict[str, dict[str, float]]:
     prompt = min(whole.prompt, room // 2)
     asked = Generation(prompt, min(whole.passes, room - prompt))
     passes = passes_of(model, asked)
-    files = onnx_speed(folder, asked)
+    files = onnx_speed(folder, asked, threads=get_num_threads())
     found = {
         "PyTorch": (measure_encoder(model).time, passes[0], sum(passes[1:]) / len(passes[1:])),
         "ONNX Runtime": (files.encoding, files.first_token, files.per_token),

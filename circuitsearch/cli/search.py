@@ -253,14 +253,18 @@ def enumerate_command(
         for name, rows in ranked.items()
         if rows
     }
+    within = pipeline.space.count()
     curve = best_within(pipeline.predicted, pipeline.space)
     if json:
         told = [{"percent": part, "plan": str(plan), "loss": loss} for part, plan, loss in curve]
-        emit({"plans": len(pipeline.untrained), **shown, "curve": told})
+        counts = {name: len(rows) for name, rows in ranked.items() if rows}
+        emit({"plans": within, "ranked": counts, **shown, "curve": told})
         return
     console = people()
     for name, rows in shown.items():
-        console.print(f"{name} loss, best {len(rows)} of {len(pipeline.untrained)} plans")
+        met = len(ranked[name])
+        sample = "" if met == within else f", a sample of {within:,}"
+        console.print(f"{name} loss, best {len(rows)} of {met:,} plans{sample}")
         for row in rows:
             console.print(f"  {row['loss']:.4f}  {row['plan']}", markup=False)
     if curve:

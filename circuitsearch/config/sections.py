@@ -280,6 +280,11 @@ class ExhaustiveConfig(Section):
     short: Natural = Field(
         0, description="plans to distil as a search does, the best of which become D1-D3"
     )
+    plans: Count = Field(
+        20_000,
+        description="most plans that are ranked one and all; of a larger space a sample of 2,000 "
+        "is, and as many near its best",
+    )
     memory_gigabytes: Positive = Field(
         1, description="what the walk over all plans may hold at once, in 10^9 bytes"
     )

@@ -29,6 +29,7 @@ FILES = {
     "quality.svg": "quality against parameters, as a figure of its own",
     "speed.md": "measured speed of every row",
     "predicted.json": "what was expected of every share of the budget before any training",
+    "trials.json": "every plan that the search trained: who proposed it, what it reached",
     "study.db": "the study: every trial, readable with circuitsearch top and show",
     "search.yaml": "the resolved configuration",
     "student": "the best student, a Hugging Face checkpoint",
@@ -76,8 +77,12 @@ def _predicted(material: Material) -> list[Markup]:
         for percent in sorted({*by_effects, *ranked})
     ]
     head = ["Share of the budget", "Best by effects", "Sum of effects"]
-    head += ["Best by elastic loss", "Loss"] if ranked else []
-    caption = "What effects and elastic loss expect of every share of the budget, in nats"
+    head += ["Best by predicted loss", "Loss"] if ranked else []
+    caption = (
+        "What effects and predicted loss expect of every share of the budget, in nats. Shares are "
+        "of what components may cost; what every student has is not counted. The predicted loss is "
+        "that under the elastic teacher, joined by that without training where all plans are ranked"
+    )
     numbers = [place for place in (0, 2, 4) if place < len(head)]
     return [
         element("h3", "Expected before the first training"),

@@ -5,8 +5,8 @@ All of it is computed from the records of finished trials, in the order of the t
     incumbent after n trainings    the highest quality among the first n
     selection frequency            share of the best tenth of the plans that keep a component
     prior trust                    Spearman's correlation of the sum of the kept components' scores
-                                   with measured quality; the same of the loss under the elastic
-                                   teacher, its sign turned
+                                   with measured quality; the same of the predicted loss, its
+                                   sign turned
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Found:
         decoder: the teacher's decoder.
         heads: whether plans choose among heads.
         trust: how well the prior's scores ranked the plans; None when that is not known.
-        ranking_trust: how well its ranking by elastic loss did; None when that is not known.
+        ranking_trust: how well its ranking by predicted loss did, and over how many plans; None
+            when that is not known.
         sampler: who proposed plans after the warm start.
         seed: the study's seed.
         promoted: measurements of the study's further phases: the best plans, distilled in full.
@@ -82,7 +83,7 @@ class Found:
     sampler: str
     seed: int
     promoted: tuple[Measurement, ...] = ()
-    ranking_trust: float | None = None
+    ranking_trust: tuple[float, int] | None = None
 
     @classmethod
     def read(cls, view: StudyView, further: Sequence[StudyView] = ()) -> Found:
@@ -175,13 +176,14 @@ def _heads(plan: Plan, attention: SubLayer, decoder: DecoderShape) -> Sequence[i
     return range(decoder.heads) if keep.heads is None else keep.heads
 
 
-def trust_words(trust: float | None, plans: int, ranking: float | None = None) -> str:
+def trust_words(trust: float | None, plans: int, ranking: tuple[float, int] | None = None) -> str:
     """Say how well the scores, and the ranking, ordered the plans that were measured.
 
     Args:
         trust: of the scores; None when it is not known.
         plans: number of measured plans.
-        ranking: of the loss under the elastic teacher; None when it is not known.
+        ranking: of the predicted loss, and the number of plans that it is known of; None when it is
+            not known.
     """
     told = (
         "Not known: it takes scores, three measured plans or more, and plans that differ in "
@@ -192,9 +194,10 @@ def trust_words(trust: float | None, plans: int, ranking: float | None = None) -
     )
     if ranking is None:
         return told
+    value, ranked = ranking
     return (
-        f"{told} Spearman {_number(ranking)} between the loss under the elastic teacher, its sign "
-        f"turned, and measured ANLS: these losses {_judged(ranking)}."
+        f"{told} Spearman {_number(value)} between predicted loss, its sign turned, and measured "
+        f"ANLS, over the {ranked} of them that were ranked: these losses {_judged(value)}."
     )
 
 

@@ -67,6 +67,7 @@ def distill_plan(
     model = trainer.student(chosen, used, taken)
     command = ["circuitsearch", "distill", str(search), "--plan", str(chosen)]
     command += ["--steps", str(taken), "--seed", str(used), "--output", str(output)]
+    command += ["--stock"] * stock
     for one in overrides:
         command += ["--override", drop_passwords(one)]
 

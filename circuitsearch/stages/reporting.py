@@ -12,7 +12,7 @@ import torch
 
 from circuitsearch import __version__
 from circuitsearch.config import RenderedData
-from circuitsearch.core.files import read_json, write_bytes
+from circuitsearch.core.files import read_json, write_bytes, write_json
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
@@ -75,6 +75,7 @@ def report(
         "versions": {"circuitsearch": __version__, "torch": torch.__version__},
     }
     _, data = write_result(folder, rows, facts)
+    write_json(folder / "trials.json", [_trial(made) for made in study.measurements()])
     write_speeds(work, trainer.teacher, rows)
     quality_against_cost(
         rows,
@@ -104,16 +105,21 @@ def _final_plans(work: Workspace, rows: Sequence[ResultRow]) -> int:
     return FinalUses(work.folder).plans(besides=shown)
 
 
+def _trial(made: Measurement) -> dict[str, Any]:
+    """Return what a finished training of the search is told by; the database stays behind."""
+    told = ("plan", "source", "phase", "steps", "seed", "examples", "quality", "loss")
+    return {name: getattr(made, name) for name in told}
+
+
 def _trust(study: Study) -> str:
     """Say how well the scores explained what was measured."""
-    told = [
-        f"Spearman {trust:.2f} of {what} and measured quality"
-        for what, trust in (
-            ("score sum", study.prior_trust()),
-            ("predicted loss (sign turned)", study.ranking_trust()),
-        )
-        if trust is not None
-    ]
+    trust, ranking = study.prior_trust(), study.ranking_trust()
+    told = []
+    if trust is not None:
+        told.append(f"Spearman {trust:.2f} of score sum and measured quality")
+    if ranking is not None:
+        what = "predicted loss (sign turned) and measured quality"
+        told.append(f"Spearman {ranking[0]:.2f} of {what} over {ranking[1]} plans")
     return "; ".join(told) or "unknown"
 
 

@@ -17,6 +17,7 @@ from circuitsearch.students.baselines import Proposal
 from circuitsearch.workspace import Workspace
 
 from .ranking import Ranking
+from .warm import speaks_of_units
 
 __all__ = ["passes_before"]
 
@@ -44,13 +45,11 @@ def passes_before(
     settings = work.config.search
     spent = scores.passes + sum(one.passes for _, one in asked)
     spent += questions * sum(len(ranking) for ranking in rankings)
-    if any(part.free for part in space.parts):
-        return spent  # edges and pairs speak of whole sub-layers, and were not asked
     recipe = circuit["graph"]["recipe"]
-    if settings.warm_edges:
+    if settings.warm_edges and speaks_of_units(work, space, "edges"):
         behind = recipe.get("edge_passes", 0.0) + recipe.get("effect_passes", 0.0)
         spent += recipe["passes"] + math.ceil(recipe["examples"] * behind)
-    if settings.warm_pairs:
+    if settings.warm_pairs and speaks_of_units(work, space, "pairs"):
         # the elastic teacher as it is, without every sub-layer, without every two
         kept = len(space.parts)
         spent += recipe["examples"] * (1 + kept + math.comb(kept, 2))

@@ -391,7 +391,7 @@ def evaluate(
     if student == "teacher":
         made, answers = trainer.answered_teacher(split)
     else:
-        model = load_student(student).to(trainer.teacher.device)
+        model = load_student(student, stock=True).to(trainer.teacher.device)
         problems = reading_problems(model, trainer.teacher)
         raise_together(problems, ConfigError, f"Student {student!r}")
         made, answers = trainer.judged(model, plan_of(model), split)

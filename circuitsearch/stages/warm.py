@@ -137,7 +137,7 @@ def warm_start(
     for name, count, worth in sources:
         if count == 0:
             continue
-        if name != "scores" and any(part.free for part in space.parts):
+        if name != "scores" and not speaks_of_units(work, space, name):
             work.say.note(f"warm start: {name} speak of whole sub-layers, the units are free heads")
             continue
         values, together = worth()
@@ -156,6 +156,16 @@ def warm_start(
     ranked = sorted(prior.ranking, key=lambda row: (row[1], str(row[0])))
     fresh = [plan for plan, _ in ranked if plan.hash not in known]
     return found + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
+
+
+def speaks_of_units(work: Workspace, space: Space, source: str) -> bool:
+    """Whether the numbers of `edges` or `pairs` are of what a plan chooses among.
+
+    Pairs are of whole sub-layers, edges of what the circuit graph has for nodes.
+    """
+    if not any(part.free for part in space.parts):
+        return True
+    return source == "edges" and work.config.circuit.level == "heads"
 
 
 def _published(

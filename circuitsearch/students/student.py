@@ -296,14 +296,15 @@ def _assembled(
 
 
 def plan_of(model: Any) -> Plan:
-    """Return the plan that a student (or its decoder) was built by.
+    """Return the plan that a student (or its decoder) was built by, a stock one too.
 
     Raises:
         ConfigError: if the model is no student.
     """
     config = getattr(model, "decoder", model).config
-    if not isinstance(config, CircuitMBartConfig) or config.plan_text is None:
+    text = getattr(config, "plan_text", None)
+    if text is None:
         raise ConfigError(
             f"{type(model).__name__}: it carries no plan; give a student made by build_student"
         )
-    return Plan.parse(config.plan_text)
+    return Plan.parse(text)

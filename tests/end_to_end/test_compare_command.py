@@ -108,12 +108,18 @@ def test_docvqa_is_dealt_evaluated_and_handed_in(tmp_path: Path, tiny_folder: Pa
     # a student answers alike in its own form and as a stock model
     teacher = load_teacher(tiny_folder)
     student = build_student(teacher, Plan.parse("S1 C1 M1 S2 C2 M2"))
-    said = []
+    said, measured = [], []
     for form in ("no", "auto"):
         folder = save_student(student, teacher, tmp_path / form, stock=form)
         circuitsearch("evaluate", search, folder, *options)
         said.append(check_submission(handed, asked))
+        told = circuitsearch("evaluate", search, folder, "--split", "select", "--json", "--quiet")
+        found = json.loads(told.stdout)
+        measured.append({name: found[name] for name in ("plan", "quality", "cost", "families")})
+        measured[-1]["loss"] = round(found["loss"], 5)
     assert said[0] == said[1]
+    assert measured[0] == measured[1]
+    assert measured[0]["plan"] == "S1 C1 M1 S2 C2 M2"
     assert (tmp_path / "no" / "modeling.py").exists()
     assert not (tmp_path / "auto" / "modeling.py").exists()
 

@@ -18,6 +18,7 @@ FILES = [
     "circuit.graphml",
     "circuit.html",
     "study.db",
+    "trials.json",
     "result.md",
     "result.json",
     "report.html",
@@ -142,6 +143,11 @@ def test_a_plan_of_ones_own_is_distilled(finished, tmp_path):
     )
     assert json.loads(made.stdout)["plan"] == "M0 C3"
     assert (output / "model.safetensors").exists()
+    stock = ["--plan", "S1 C1 M1", "--output", tmp_path / "stock", "--stock", "--steps", "2"]
+    circuitsearch("distill", path, *stock)
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert config["decoder"]["model_type"] == "mbart"
+    assert " --stock" in (tmp_path / "stock" / "README.md").read_text()  # how to make it again
 
 
 def test_an_output_folder_of_another_search_is_refused(finished, tmp_path, tiny_folder):
@@ -159,7 +165,11 @@ def test_all_numbers_of_heads_inside_a_composition_are_ranked(finished, tmp_path
     elsewhere = ["-o", f"output={tmp_path / 'inside'}", "--top", "9999", "--json"]
     ranked = json.loads(circuitsearch("enumerate", path, *inside, *elsewhere).stdout)
     plans = [Plan.parse(row["plan"]) for row in ranked["predicted"]]
-    assert len(plans) == ranked["plans"] > 8
+    assert len(plans) == ranked["plans"] == ranked["ranked"]["untrained"] > 8
+    few = circuitsearch("enumerate", path, *inside, *elsewhere, "-o", "exhaustive.plans=8")
+    sampled = json.loads(few.stdout)
+    assert sampled["plans"] == ranked["plans"]
+    assert {*sampled["ranked"]} == {"untrained", "elastic", "predicted"}
     assert {one.name for plan in plans for one in plan.sublayers} == {"S0", "C0", "C3"}
     assert any(keep.heads for plan in plans for _, keep in plan.kept)
 

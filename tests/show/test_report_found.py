@@ -112,15 +112,16 @@ def test_prior_trust_is_said_in_words(trust: float | None, words: str) -> None:
     told = trust_words(trust, 9)
     assert words in told
     assert trust is None or "9 plans" in told
-    assert "elastic" not in told
+    assert "predicted loss" not in told
 
 
 def test_what_the_ranking_was_worth_is_said_beside_the_scores() -> None:
-    told = trust_words(-0.5, 9, 0.91)
+    told = trust_words(-0.5, 9, (0.91, 7))
     assert "the scores misled" in told
-    assert "Spearman 0.91 between the loss under the elastic teacher" in told
+    assert "Spearman 0.91 between predicted loss" in told
+    assert "over the 7 of them that were ranked" in told
     assert "these losses ranked the plans well" in told
-    assert "Not known" in trust_words(None, 9, 0.91)
+    assert "Not known" in trust_words(None, 9, (0.91, 7))
 
 
 def test_a_study_is_read(tmp_path) -> None:

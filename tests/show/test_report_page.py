@@ -276,11 +276,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_what_was_expected_of_every_share_is_a_table(page: str) -> None:
     told = " ".join(" ".join(Reader(page).texts).split())
     assert "Expected before the first training" in told
-    assert "Best by elastic loss" in told
+    assert "Best by predicted loss" in told
     assert "20 % S0 C0 +1.25 \N{EN DASH} \N{EN DASH}" in told  # the ranking has no plan so small
     assert "100 % S0 C0 +2.5 S0 C0 0.4321" in told
     alone = material(curves={**curves("C0"), "ranked": []})
-    assert "Best by elastic loss" not in " ".join(Reader(report_html(alone)).texts)
+    assert "Best by predicted loss" not in " ".join(Reader(report_html(alone)).texts)
 
 
 def test_malformed_curves_are_refused(tmp_path: Path) -> None:

@@ -216,3 +216,33 @@ def test_heads_and_widths_begin_with_plans_of_published_methods(
     near = nearest(offered[0], space, [1.0] * len(space.units))
     assert plans == [*effects, (near, "taylor")]
     assert space.feasible(near)
+
+
+@pytest.mark.parametrize("level", ["sublayers", "heads"])
+def test_edges_of_free_heads_propose_where_the_circuit_has_heads(
+    work: Workspace, tiny_teacher: Teacher, level: str
+) -> None:
+    settings = StudyConfig(warm_scores=0, warm_edges=1, warm_pairs=0, warm_elastic=0)
+    update = {
+        "search": settings,
+        "space": SpaceConfig(attention="heads"),
+        "circuit": work.config.circuit.model_copy(update={"level": level}),
+    }
+    config = work.config.model_copy(update=update)
+    limits = Budget.resolve([LimitSpec("parameters", "30%")], tiny_teacher.shape)
+    space = Space(tiny_teacher.shape, limits, Choices("heads"))
+    # worth something with both of their ends only
+    edges = {("S0.H1", "C2.H3"): 5.0, ("embedding", "S1.H2"): 1.0, ("C2.H3", "readout"): 1.0}
+    circuit = {"edges": [{"source": a, "target": b, "score": v} for (a, b), v in edges.items()]}
+    searched = Workspace(config, QuietReporter())
+    prior = Prior(dict.fromkeys(space.names, 0.1))
+    known = searched, tiny_teacher, space, prior, circuit, None, []
+    plans = warm_start(*known, findings=dict, proposals=lambda names: [])  # type: ignore[arg-type]
+    if level == "sublayers":
+        assert plans == []
+    else:
+        ((plan, source),) = plans
+        assert source == "edges"
+        assert {"S0.H1", "C2.H3", "S1.H2"} <= {
+            name for name, bit in zip(space.names, space.bits(plan), strict=True) if bit
+        }

@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, VisionEncoderDecoderModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    MBartForCausalLM,
+    VisionEncoderDecoderModel,
+)
 
 from circuitsearch.core.errors import ConfigError, DataError, PlanError, StorageError
 from circuitsearch.core.measurement import Measurement
@@ -324,6 +329,9 @@ def test_a_uniform_plan_becomes_a_stock_model(
     assert loaded.shape.decoder.layers == STOCK[text]
     with pytest.raises(ConfigError, match=r"stock model.*load_teacher"):
         load_student(folder)
+    stock = load_student(folder, stock=True)
+    assert type(stock.decoder) is MBartForCausalLM
+    assert plan_of(stock) == Plan.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -200,16 +200,17 @@ class StudyView:
         expected = [float(scores @ space.bits(Plan.parse(one.plan))) for one in found]
         return _agreement(expected, found)
 
-    def ranking_trust(self) -> float | None:
-        """Return how well the prior's ranking, by elastic loss, ranks the measured plans.
+    def ranking_trust(self) -> tuple[float, int] | None:
+        """Return how well the prior's ranking, by predicted loss, ranks the measured plans.
 
-        It is Spearman's correlation of the loss, its sign turned, with the measured quality, over
-        the plans that the ranking holds. None as for `prior_trust`.
+        It is Spearman's correlation of the loss, its sign turned, with the measured quality, and
+        the number of plans behind it: those that the ranking holds. None as for `prior_trust`.
         """
         known = self.identity["prior"]
         losses = {} if known is None else {plan: loss for plan, loss in known["ranking"]}
         found = [one for one in self.measurements() if one.plan in losses]
-        return _agreement([-losses[one.plan] for one in found], found)
+        trust = _agreement([-losses[one.plan] for one in found], found)
+        return None if trust is None else (trust, len(found))
 
 
 def _agreement(expected: Sequence[float], found: Sequence[Measurement]) -> float | None:

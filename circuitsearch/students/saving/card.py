@@ -124,7 +124,14 @@ def _scores(facts: CardFacts) -> list[Sequence[object]]:
         rows.append(("ANLS", f"{made.quality:.3f}{interval}"))
     if made.exact is not None:
         rows.append(("exact answers", f"{made.exact:.3f}"))
-    rows += [("loss (nats per answer token)", f"{made.loss:.4f}"), ("questions", made.examples)]
+    if made.nted is not None:
+        rows.append(("nTED accuracy", f"{made.nted:.3f}"))
+    if made.field_f1 is not None:
+        rows.append(("field F1", f"{made.field_f1:.3f}"))
+    rows += [("loss (nats per answer token)", f"{made.loss:.4f}")]
+    if made.perplexity is not None:
+        rows.append(("perplexity", f"{made.perplexity:.3f}"))
+    rows.append(("questions", made.examples))
     rows += [(f"ANLS of {name}", f"{value:.3f}") for name, value in made.families.items()]
     if facts.scored_on is not None:
         rows.append(("pages", facts.scored_on))
