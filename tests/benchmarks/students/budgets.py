@@ -107,10 +107,11 @@ def text(tables: Mapping[str, Sequence[ResultRow]]) -> str:
     lines = [
         "# Quality against budget",
         "",
-        "Made by `tests/benchmarks/students/budgets.py` on the shipped teacher. *ANLS*: mean and "
-        "standard deviation over training seeds; *to best*: paired by question, 95 % interval over "
-        "documents. Budgets are shares of the decoder's parameters, MACs stand beside them "
-        "(`paper` accounting); at 31 % MACs are bounded too, by one half.",
+        "Made by `tests/benchmarks/students/budgets.py` and, beyond 300 steps, `longer.py` on the "
+        "shipped teacher. *ANLS*: mean and standard deviation over three training seeds (one seed "
+        "where none stands), 95 % interval over documents; *to best*: paired by question, 95 % "
+        "interval over documents. Budgets are shares of the decoder's parameters, MACs stand "
+        "beside them (`paper` accounting); at 31 % MACs are bounded too, by one half.",
     ]
     for name, rows in sorted(tables.items(), key=_place):
         teacher = next(row for row in rows if row.phase == "teacher")
@@ -143,7 +144,8 @@ def _line(row: ResultRow, teacher: ResultRow) -> str:
         to_best = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
     return (
         f"| {row.name} | `{row.plan}` | {100 * row.parameters_share:.1f} % | "
-        f"{100 * row.macs_share:.1f} % | {row.quality:.3f}{spread} | "
+        f"{100 * row.macs_share:.1f} % | {row.quality:.3f}{spread} "
+        f"[{row.quality_low:.3f}, {row.quality_high:.3f}] | "
         f"{100 * row.quality / teacher.quality:.1f} % | {to_best} |"
     )
 

@@ -18,12 +18,14 @@ share of the teacher's, mean and standard deviation over seeds.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from budgets import BUDGETS, search_at
+from scipy.stats import t
 
 from circuitsearch.core.cost import cost
 from circuitsearch.core.files import read_json, write_json, write_text
@@ -115,7 +117,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         "# What students begin with",
         "",
         "Made by `tests/benchmarks/students/starts.py`. ANLS on fresh pages and its share of the "
-        "teacher's, mean and standard deviation over seeds. Students begin with the weights of the "
+        "teacher's, mean and standard deviation over seeds; in brackets the 95 % interval of the "
+        "mean over seeds (Student's t). Students begin with the weights of the "
         "*teacher*, with these and removed parts at their *means* (`distill.compensate`), or with "
         "those of the *elastic* teacher. *Questions*: those trained on, and with the elastic "
         "teacher's own where students begin with it.",
@@ -143,7 +146,15 @@ def _line(
 ) -> str:
     plan, start, steps = key
     values = [row["quality"] for row in rows]
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    spread = interval = ""
+    if len(values) > 1:
+        deviation = statistics.stdev(values)
+        half = t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+        mean = statistics.fmean(values)
+        spread = f" ± {deviation:.3f}"
+        interval = " [{:.1f}, {:.1f}]".format(
+            *(100 * (mean + sign * half) / entry["teacher"] for sign in (-1, 1))
+        )
     mean, teacher, first = statistics.fmean(values), entry["teacher"], rows[0]
     asked = f"{steps * entry['batch']:,}"
     if start == "elastic":
@@ -152,7 +163,7 @@ def _line(
     return (
         f"| `{plan}` | {100 * first['parameters']:.2f} % | {100 * first['macs']:.1f} % | {start} | "
         f"{steps:,} | {asked} | {mean:.3f}{spread} (n = {len(values)}) | "
-        f"{100 * mean / teacher:.1f} % |"
+        f"{100 * mean / teacher:.1f} %{interval} |"
     )
 
 
