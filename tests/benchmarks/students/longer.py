@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--near", type=float, default=0.15, help="ANLS to the best of one seed")
+    parser.add_argument(
+        "--once", nargs="*", default=[], help="rows that the first seed is enough for"
+    )
     parser.add_argument("--rows", nargs="*", help="rows of the table to go on with; default: all")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=PLAN")
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
@@ -97,7 +100,8 @@ def _longer(
     reached = {name: runs[name][0][0].quality or 0.0 for name in plans}
     for seed in others:
         for name in plans:
-            if reached[name] > max(reached.values()) - options.near or name == BEST:
+            near = reached[name] > max(reached.values()) - options.near
+            if name == BEST or (near and name not in options.once):
                 train(name, seed)
     answers = {name: [said for _, said in group] for name, group in runs.items()}
     found = result_rows(
