@@ -92,8 +92,8 @@ def draw_circuit(
         return circuit.to_node_link()
 
     about = [teacher.fingerprint, paths.to_json(), work.config.generation.model_dump()]
-    key = ["circuit", SCHEMA, fingerprint(pages), settings.measured(), work.config.seed, *about]
-    data: dict[str, Any] = work.kept("circuit", key, compute)
+    key = ["circuit", SCHEMA, _RECORD, fingerprint(pages), settings.measured(), work.config.seed]
+    data: dict[str, Any] = work.kept("circuit", [*key, *about], compute)
     circuit = CircuitGraph.from_node_link(data)
     write_json(work.folder / "circuit.json", data)
     circuit.save_graphml(work.folder / "circuit.graphml")
