@@ -10,7 +10,7 @@ BROWSER := $(VENV)/browser
 quickstart: $(STAMP)  ## teacher + budget -> trained student, about 8 minutes on 2 cores
 	$(BIN)/circuitsearch run searches/quickstart.yaml
 
-table2: $(STAMP)  ## Donut-MINT's Table 2, both halves, about two hours
+table2: $(STAMP)  ## Donut-MINT's Table 2, both halves, an estimated 90 minutes on 2 cores
 	$(BIN)/circuitsearch run searches/table2.yaml
 	$(BIN)/circuitsearch run searches/table2-fine.yaml
 

@@ -159,17 +159,17 @@ def _evaluate(
     asked = [question.id for page in pipeline.pages[split] for question in page.questions]
     if submission is not None:
         submission_ids(asked)  # refuses data that are not the competition's before asking
-    made, answers = stages.evaluate(pipeline.trainer, student, split, "strict" if strict else None)
     written: dict[str, Any] = {}
+    if onnx:  # first, because it may be refused
+        exported = pipeline.work.config.teacher if student == "teacher" else student
+        written["onnx"] = stages.measure_onnx(pipeline.work, load_teacher(exported))
+    made, answers = stages.evaluate(pipeline.trainer, student, split, "strict" if strict else None)
     if predictions is not None:
         write_answers(predictions, answers)
         written["predictions"] = str(predictions)
     if submission is not None:
         write_submission(submission, {row.question: row.answer for row in answers.rows}, asked)
         written["submission"] = str(submission)
-    if onnx:
-        exported = pipeline.work.config.teacher if student == "teacher" else student
-        written["onnx"] = stages.measure_onnx(pipeline.work, load_teacher(exported))
     _say(made.to_json() | {"anls": answers.rule} | written, json)
 
 

@@ -149,14 +149,15 @@ def measure_onnx(work: Workspace, model: Teacher) -> dict[str, Any]:
         model: The checkpoint, a student's too.
 
     Returns:
-        The fields of `OnnxSpeed` (nanoseconds, bytes) and `where`: runtime, processor, threads.
+        The fields of `OnnxSpeed` (nanoseconds), `memory` (bytes, or None) and `where`: runtime,
+        processor, threads.
 
     Raises:
         ConfigError: ONNX packages are missing, the checkpoint cannot be exported, or the generation
             is longer than the model's.
     """
     from circuitsearch.students.export.files import export_onnx
-    from circuitsearch.students.export.timing import onnx_speed
+    from circuitsearch.students.export.timing import onnx_memory, onnx_speed
 
     generation, threads = work.config.generation.counted(), torch.get_num_threads()
     with (
@@ -164,8 +165,9 @@ def measure_onnx(work: Workspace, model: Teacher) -> dict[str, Any]:
         TemporaryDirectory(prefix="circuitsearch-") as folder,
     ):
         files = export_onnx(model, Path(folder) / "onnx")
-        found = onnx_speed(files, generation, threads=threads)
-    return asdict(found) | {"where": f"ONNX Runtime, {where(torch.device('cpu'))}"}
+        found: dict[str, Any] = asdict(onnx_speed(files, generation, threads=threads))
+        found["memory"] = onnx_memory(files, generation, threads=threads)
+    return found | {"where": f"ONNX Runtime, {where(torch.device('cpu'))}"}
 
 
 def write_speeds(work: Workspace, teacher: Teacher, rows: Sequence[ResultRow]) -> None:

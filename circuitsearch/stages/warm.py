@@ -54,8 +54,6 @@ _RULED = "decoder parameters (paper)"
 """The limit that the rule of findings reads."""
 Worths = tuple[Sequence[float], Sequence[Interaction]]
 """Worths of units, and of units that stay together."""
-PREDICTED_FILE = "predicted.json"
-"""Curves of quality against budget that are predicted before the first training."""
 
 
 def worths(
@@ -93,7 +91,7 @@ def predict(
         "curve": [{"percent": p.percent, "plan": str(p.plan), "worth": p.worth} for p in curve],
         "ranked": [{"percent": p, "plan": str(plan), "loss": loss} for p, plan, loss in ranked],
     }
-    write_json(work.folder / PREDICTED_FILE, told)
+    write_json(work.folder / "predicted.json", told)
     return told
 
 

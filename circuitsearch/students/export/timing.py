@@ -9,6 +9,7 @@ The runtime does not say what it allocates, so memory is what a process of its o
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.students.export.growth import blank_page, passes
 from circuitsearch.students.speed import REPETITIONS, repeated
 
-__all__ = ["OnnxSpeed", "onnx_speed"]
+__all__ = ["OnnxSpeed", "onnx_memory", "onnx_speed"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,11 @@ class OnnxSpeed:
         encoding: the encoder, the page's keys and values included.
         first_token: the pass over the prompt.
         per_token: mean of a further pass; 0 when there is none.
-        memory: bytes by which a process grows that opens the files, reads a page and answers; None
-            where the system does not tell.
     """
 
     encoding: int
     first_token: int
     per_token: int
-    memory: int | None = None
 
 
 def onnx_speed(
@@ -90,13 +88,24 @@ def onnx_speed(
 
     encoding = min(taken for (taken,) in repeated(encode, repetitions))
     first, *further = [min(times) for times in zip(*repeated(decode, repetitions), strict=True)]
-    per_token = sum(further) // max(1, len(further))
-    return OnnxSpeed(encoding, first, per_token, _growth(folder, generation, threads))
+    return OnnxSpeed(encoding, first, sum(further) // max(1, len(further)))
 
 
-def _growth(folder: str | Path, generation: Generation, threads: int) -> int | None:
-    """Return the bytes by which a process of its own grows; None where the system does not tell."""
-    if not Path("/proc/self/clear_refs").exists():  # not Linux
+def onnx_memory(folder: str | Path, generation: Generation, *, threads: int = 0) -> int | None:
+    """Return the bytes by which a process grows that opens an export, reads a page and answers.
+
+    Args:
+        folder: what `export_onnx` wrote.
+        generation: prompt length and passes.
+        threads: of the runtime; 0 lets it choose.
+
+    Returns:
+        None where the system does not tell.
+
+    Raises:
+        DataError: the process fails.
+    """
+    if not os.access("/proc/self/clear_refs", os.W_OK):  # not Linux, or not allowed
         return None
     place = Path(__file__).parent
     asked = [generation.prompt, generation.passes, threads]
