@@ -11,12 +11,15 @@ found by short trainings; what it chooses by longer ones goes in with `--also`.
 All rows are trained with the first seed, then those within `--near` of the best with the others:
 that of a row without a spread is one training. Trainings are kept in the folder `--work`, so a
 stopped run goes on where it was, and another one with more rows or seeds trains what is missing.
+With `--rows best taylor` these rows are made and the other ones of the longer table stay as they
+are; `best` must be among them, because differences are taken by question.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from budgets import BUDGETS, drawn, search_at, text
@@ -58,6 +61,8 @@ def main() -> None:
     file = options.out.with_suffix(".json")
     known = read_json(file)[f"{options.budget} %, {options.of} steps"]
     rows = {one.name: one for one in map(ResultRow.from_json, known) if one.phase != "teacher"}
+    if options.rows and BEST not in options.rows:
+        parser.error(f"--rows: {BEST!r} must be among them")
     rows = {name: row for name, row in rows.items() if name in (options.rows or rows)}
     methods = ", ".join(methods_in(rows.values()))
     config = search_at(options.budget, options.work, f"baselines=[{methods}]")
@@ -66,8 +71,9 @@ def main() -> None:
     made = _longer(line, rows, dict(one.split("=", 1) for one in options.also), options)
     lock.release()
     with FileLock(file.with_suffix(".lock")):  # several budgets may be trained side by side
-        found = read_json(file)
-        found[f"{options.budget} %, {options.steps} steps"] = [row.to_json() for row in made]
+        found, name = read_json(file), f"{options.budget} %, {options.steps} steps"
+        others = [ResultRow.from_json(row) for row in found.get(name, ())] if options.rows else []
+        found[name] = [row.to_json() for row in joined(made, others)]
         write_json(file, found)
     tables = {name: [ResultRow.from_json(row) for row in rows] for name, rows in found.items()}
     write_text(options.out.with_suffix(".md"), text(tables))
@@ -116,6 +122,16 @@ def _longer(
         notes={name: _notes(row, options.of) for name, row in rows.items()},
     )
     return tuple(sorted(found, key=lambda row: row.rank or 0))
+
+
+def joined(made: Sequence[ResultRow], others: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return rows with those others whose names they lack, ranked anew, the teacher first."""
+    names = {row.name for row in made}
+    rows = [*made, *(row for row in others if row.name not in names)]
+    teacher = [row for row in rows if row.phase == "teacher"]
+    students = [row for row in rows if row.phase != "teacher"]
+    students.sort(key=lambda row: (-(row.quality or 0.0), row.loss, row.macs, row.name))
+    return [*teacher, *(replace(row, rank=place) for place, row in enumerate(students, start=1))]
 
 
 def methods_in(rows: Iterable[ResultRow]) -> list[str]:
