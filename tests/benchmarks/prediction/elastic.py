@@ -38,7 +38,7 @@ from circuitsearch.progress import reporter
 from circuitsearch.search.exhaustive import sweep
 from circuitsearch.stages.ranking import train_elastic
 from circuitsearch.students import build_student, greedy_answers
-from circuitsearch.students.features import Features
+from circuitsearch.students.plan_view import neuron_order
 from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import ResidualDecoder, token_loss
 from circuitsearch.teacher.metrics import anls
@@ -68,8 +68,9 @@ class Setting(NamedTuple):
 
 SETTINGS = (
     Setting("uniform", 3600, batch=32),
-    Setting("uniform", 1800, seed=1),
     Setting("uniform", 3600, seed=1, batch=32),
+    Setting("uniform", 3600, seed=2, batch=32),
+    Setting("uniform", 1800, seed=1),
     Setting("uniform", 1800),
     Setting("uniform", 7200, batch=16),
     Setting("uniform", 7200, seed=1, batch=16),
@@ -118,9 +119,7 @@ def main() -> None:
         truth={name: values.tolist() for name, values in columns.items()},
     )
     if "untrained" not in found:
-        losses, _ = _values(
-            pipeline.teacher.decoder, pipeline.features["select"], plans, None, token_loss
-        )
+        losses, _ = _values(pipeline, pipeline.teacher.decoder, "select", plans, None, token_loss)
         found["untrained"] = losses.mean(dim=1).tolist()
     for setting in SETTINGS[: options.rows]:
         if setting.name not in found["readings"]:
@@ -166,11 +165,11 @@ def _readings(
     """Return each reading of every plan, larger is better."""
     select, train = pipeline.features["select"], pipeline.features["train"]
     some = random.Random(0).sample(range(len(train.examples)), TRAIN_QUESTIONS)
-    losses, asked = _values(view, select, plans, None, token_loss)
+    losses, asked = _values(pipeline, view, "select", plans, None, token_loss)
     lengths = [len(select.examples[i].ids) - select.examples[i].prompt for i in asked]
-    hits, _ = _values(view, select, plans, None, _hits)
-    margins, _ = _values(view, select, plans, None, _margins)
-    learnt, _ = _values(view, train, plans, some, token_loss)
+    hits, _ = _values(pipeline, view, "select", plans, None, _hits)
+    margins, _ = _values(pipeline, view, "select", plans, None, _margins)
+    learnt, _ = _values(pipeline, view, "train", plans, some, token_loss)
     whole = torch.exp(-losses * torch.tensor(lengths))
     return {
         "loss": (-losses.mean(dim=1)).tolist(),
@@ -185,14 +184,16 @@ def _readings(
 
 
 def _values(
+    pipeline: Pipeline,
     view: ResidualDecoder,
-    features: Features,
+    split: str,
     plans: Sequence[Plan],
     questions: Sequence[int] | None,
     judge: Any,
 ) -> tuple[Tensor, list[int]]:
     """Return values [plans, questions] and the questions in their order."""
-    walk = Walk(view, features, judge=judge)
+    neurons = neuron_order(pipeline.teacher.decoder)  # by which widths were cut in training
+    walk = Walk(view, pipeline.features[split], judge=judge, ranking=neurons)
     pieces, asked = [], []
     for some in walk.chunks(plans, questions):
         chunk = walk.chunk(some, plans)

@@ -4,7 +4,7 @@
         --truth DISTILLED.json --out results/search/prediction-31
 
 `distilled.py` makes the truth; of several tables, one per training seed, the mean counts. A plan's
-prediction is the sum over what it keeps (components, or edges whose both ends stay), or minus a
+prediction is the sum over what it keeps (units, or edges whose both ends stay), or minus a
 loss; effects of pairs add their interactions. All scores and effects are also taken on the elastic
 teacher, where they say what is still needed after recovery. Intervals draw plans with replacement.
 Writes OUT.json and OUT.md.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from scipy import stats
 from truth import read_truth
 
 from circuitsearch.configfile import load_config
-from circuitsearch.core.files import write_json, write_text
+from circuitsearch.core.components import Kind
+from circuitsearch.core.files import content_hash, write_json, write_text
 from circuitsearch.core.plan import Plan
 from circuitsearch.discovery.attribution.engine import component_scores, edge_scores
 from circuitsearch.discovery.attribution.taylor import taylor_scores
@@ -33,12 +33,20 @@ from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import Sample, make_sample
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
+from circuitsearch.search.program import Interaction
+from circuitsearch.search.space import Space
+from circuitsearch.search.worths import edge_worths, pair_worths, unit_worths
+from circuitsearch.stages.ranking import plan_losses, weights_hash
+from circuitsearch.students.plan_view import neuron_order
+from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import ResidualDecoder
 from circuitsearch.workspace import Workspace
 
 PAGES, DRAWS = 24, 1000
 Kept = frozenset[str]
 Predictor = Callable[[Kept], float]
+Worths = tuple[Sequence[float], Sequence[Interaction]]
+"""Of units, and of units that stay together."""
 METHODS = ("eap", "eap-absolute", "eap-ig", "gates", "relp", "gim", "activations-2")
 
 
@@ -52,19 +60,20 @@ def main() -> None:
     pipeline = Pipeline(Workspace(load_config(options.search), reporter(quiet=False)))
     truth = read_truth(options.truth)
     plans, quality = truth.plans, truth.quality
-    predicted = _rankings(pipeline, plans)
     sample = make_sample(pipeline.teacher, pipeline.pages["score"][:PAGES])
     views: dict[str, ResidualDecoder | None] = {
         "teacher": pipeline.teacher.decoder,
         "elastic teacher": pipeline.elastic,
     }
+    predicted = _losses(pipeline, plans)
     kept = [frozenset(s.name for s in plan.sublayers) for plan in plans]
     for name, predictor in _paths(pipeline.paths).items():
         predicted[name] = [predictor(names) for names in kept]
+    bits = np.array([pipeline.space.bits(plan) for plan in plans])
     for where, view in views.items():
         if view is not None:
-            for name, predictor in _predictors(view, sample).items():
-                predicted[f"{name}, {where}"] = [predictor(names) for names in kept]
+            for name, worths in _worths(view, sample, pipeline.space).items():
+                predicted[f"{name}, {where}"] = _sums(worths, bits)
     found = {name: _agreement(values, quality) for name, values in predicted.items()}
     result = {
         "search": pipeline.work.config.name,
@@ -79,32 +88,43 @@ def main() -> None:
     write_text(options.out.with_suffix(".md"), _table(result))
 
 
-def _rankings(pipeline: Pipeline, plans: Sequence[Plan]) -> dict[str, list[float]]:
+def _losses(pipeline: Pipeline, plans: Sequence[Plan]) -> dict[str, list[float]]:
     """Return minus the loss of each plan, without training and under the elastic teacher."""
+    teacher, work = pipeline.teacher.decoder, pipeline.work
+    views = {"untrained loss": teacher, "elastic loss": pipeline.elastic}
     found = {}
-    for name, ranking in (
-        ("untrained loss", pipeline.untrained),
-        ("elastic loss", pipeline.elastic_ranking),
-        ("elastic and untrained loss", pipeline.predicted),
-    ):
-        losses = {plan.hash: loss for plan, loss in ranking}
-        if losses:
-            found[name] = [-losses[plan.hash] for plan in plans]
+    for name, view in views.items():
+        if view is not None:
+            walk = Walk(view, pipeline.features["select"], ranking=neuron_order(teacher))
+            folder = work.config.work / content_hash([name, weights_hash(view)])
+            losses = plan_losses(walk, plans, folder, lambda done, of: None)
+            found[name] = [-loss for loss in losses]
+    if len(found) == len(views):
+        before, after = (-np.array(found[name]) for name in views)
+        weight = work.config.elastic.untrained
+        found["elastic and untrained loss"] = (-(after ** (1 - weight)) * before**weight).tolist()
     return found
 
 
-def _predictors(view: ResidualDecoder, sample: Sample) -> dict[str, Predictor]:
-    """Return what a set of kept sub-layers is worth by each score."""
-    found: dict[str, Predictor] = {}
+def _worths(view: ResidualDecoder, sample: Sample, space: Space) -> dict[str, Worths]:
+    """Return what units, and units that stay together, are worth by each score."""
+    names = [s.name for s in view.sublayers]
+    heads = [
+        f"{s.name}.H{head}"
+        for s in view.sublayers
+        if s.kind is not Kind.FEED
+        for head in range(space.shape.decoder.heads)
+    ]
+    found: dict[str, Worths] = {}
     for ablation in ("zero", "mean", "resample"):
-        single = effects(view, sample, [s.name for s in view.sublayers], ablation)
+        single = effects(view, sample, [*names, *heads], ablation)
         alone = {name: float(values.mean()) for name, values in single.items()}
-        found[f"effects, {ablation}"] = _sum(alone)
+        found[f"effects, {ablation}"] = _of_units(space, alone)
         pairs = {
             pair: float(values.mean())
             for pair, values in pair_effects(view, sample, ablation).items()
         }
-        found[f"effects with pairs, {ablation}"] = _with_pairs(alone, pairs)
+        found[f"effects with pairs, {ablation}"] = pair_worths(space, alone, pairs)
         scored = {
             "edge scores": edge_scores(view, sample, ablation),
             "edge effects": edge_effects(view, sample, None, ablation),
@@ -113,13 +133,28 @@ def _predictors(view: ResidualDecoder, sample: Sample) -> dict[str, Predictor]:
             means = {(writer, reader.split("<")[0]): 0.0 for writer, reader in table.wiring.edges}
             for (writer, reader), values in table.by_name().items():
                 means[writer, reader.split("<")[0]] += float(values.mean())
-            found[f"{name}, {ablation}"] = _edges(means)
+            found[f"{name}, {ablation}"] = edge_worths(space, means)
     for method in METHODS:
-        scores = component_scores(view, sample, method=method, level="sublayers").means()
-        found[f"{method}, zero"] = _sum(scores)
+        scores = component_scores(view, sample, method=method)
+        found[f"{method}, zero"] = _of_units(space, scores.means())
     for form in ("weights", "gate"):
-        found[f"taylor {form}"] = _sum(taylor_scores(view, sample, form=form).means())
+        table = taylor_scores(view, sample, form=form)
+        found[f"taylor {form}"] = _of_units(space, table.means())
     return found
+
+
+def _of_units(space: Space, values: Mapping[str, float]) -> Worths:
+    worths = unit_worths(space, values)
+    return [worths[name] for name in space.names], []
+
+
+def _sums(worths: Worths, bits: np.ndarray) -> list[float]:
+    """Return what each plan's units are worth, and those of them that stay together."""
+    values, together = worths
+    sums: np.ndarray = bits @ np.array(values)
+    for units, worth in together:
+        sums = sums + worth * bits[:, list(units)].all(axis=1)
+    return sums.tolist()
 
 
 def _paths(table: PathTable) -> dict[str, Predictor]:
@@ -136,28 +171,6 @@ def _paths(table: PathTable) -> dict[str, Predictor]:
         "paths, sum": lambda kept: sum(there(kept)),
         "paths, best": lambda kept: max(there(kept)),
     }
-
-
-def _sum(values: Mapping[str, float]) -> Predictor:
-    return lambda kept: sum(values[name] for name in kept)
-
-
-def _with_pairs(alone: Mapping[str, float], pairs: Mapping[tuple[str, str], float]) -> Predictor:
-    """Minus what the removed components cost together, to second order."""
-
-    def worth(kept: Kept) -> float:
-        gone = [name for name in alone if name not in kept]
-        cost = sum(alone[name] for name in gone)
-        cost += sum(pairs[a, b] - alone[a] - alone[b] for a, b in combinations(gone, 2))
-        return -cost
-
-    return worth
-
-
-def _edges(values: Mapping[tuple[str, str], float]) -> Predictor:
-    """An edge counts when both of its ends stay; embedding, encoder and logits always do."""
-    always = {"embedding", "encoder", "logits"}
-    return lambda kept: sum(value for (a, b), value in values.items() if {a, b} <= kept | always)
 
 
 def _agreement(values: Sequence[float], quality: np.ndarray) -> dict[str, float]:
