@@ -123,14 +123,22 @@ class Pipeline:
     def predicted(self) -> Ranking:
         """Every feasible plan by what it is predicted to reach, best first.
 
-        By its loss under the elastic teacher and, where all plans are listed, with the weight
-        `elastic.untrained` by that without training. A sample would have to be walked twice, and
-        over heads and widths gained nothing (`results/LOG.md`). Empty without an elastic teacher.
+        Where all plans are listed, by their losses under the elastic teacher and, with the weight
+        `elastic.untrained`, without training; of a larger space, by their loss between teacher and
+        elastic teacher (`elastic.interpolation`). Empty without an elastic teacher.
         """
-        if self.elastic is None or self.space.count() > self.work.config.exhaustive.plans:
-            return self.elastic_ranking
-        weight = self.work.config.elastic.untrained
-        return stages.mixed(self.elastic_ranking, self.untrained, weight)
+        settings = self.work.config.elastic
+        if self.elastic is None:
+            return []
+        if self._listed:
+            return stages.mixed(self.elastic_ranking, self.untrained, settings.untrained)
+        between = stages.interpolated(self.teacher.decoder, self.elastic, settings.interpolation)
+        return self._ranked(between, "interpolated")
+
+    @property
+    def _listed(self) -> bool:
+        """Whether every feasible plan is ranked, not a sample of them."""
+        return self.space.count() <= self.work.config.exhaustive.plans
 
     def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
         return stages.rank(
@@ -203,9 +211,9 @@ class Pipeline:
     @property
     def spent(self) -> int:
         """Passes of the search before its first training."""
-        walked = [self.elastic_ranking]
-        if self.predicted is not self.elastic_ranking:
-            walked.append(self.untrained)
+        walked = [self.predicted]
+        if self.elastic is not None and self._listed:
+            walked = [self.elastic_ranking, self.untrained]
         return stages.passes_before(
             self.work,
             self.space,

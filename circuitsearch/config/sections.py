@@ -213,6 +213,11 @@ class ElasticConfig(Section):
         description="weight of the loss without training beside the elastic loss, as exponents, "
         "where all plans are ranked; 0 leaves it out",
     )
+    interpolation: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(
+        0.75,
+        description="where a sample of plans is ranked: how far from the teacher's weights to the "
+        "elastic teacher's the weights are that it is ranked under",
+    )
 
 
 class DistillConfig(Section):

@@ -12,7 +12,7 @@ from .discover import draw_circuit, score, trace_paths
 from .distilling import distill_plan
 from .inputs import compute_features, documents, fit, load, plan_space
 from .pricing import measure_time, price
-from .ranking import Ranking, mixed, rank, train_elastic
+from .ranking import Ranking, interpolated, mixed, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
 from .searching import check_fork, fork, join, promote, search, versions
 from .speeds import measure_onnx
@@ -39,6 +39,7 @@ __all__ = [
     "fit",
     "fork",
     "hand_over",
+    "interpolated",
     "join",
     "load",
     "measure_onnx",

@@ -31,7 +31,15 @@ from circuitsearch.workspace import Workspace
 
 from .weights import recipe_of, train_once, trainable
 
-__all__ = ["Ranking", "mixed", "plan_losses", "rank", "train_elastic", "weights_hash"]
+__all__ = [
+    "Ranking",
+    "interpolated",
+    "mixed",
+    "plan_losses",
+    "rank",
+    "train_elastic",
+    "weights_hash",
+]
 
 
 Ranking = list[tuple[Plan, float]]
@@ -104,6 +112,26 @@ def train_elastic(
     with nullcontext() if path.exists() else alone(path):  # another worker may be training it
         train_once(view, path, train)
     decoder.requires_grad_(False)
+    return view
+
+
+def interpolated(teacher: ResidualDecoder, elastic: ResidualDecoder, share: float) -> Any:
+    """Return a decoder between teacher and elastic teacher, as WiSE-FT (arXiv 2109.01903) mixes.
+
+    A student of a short distillation stays near the teacher's weights, which it begins with. The
+    elastic teacher trains longer and learns to do without parts that no such student can spare.
+
+    Args:
+        teacher: the teacher's decoder.
+        elastic: the elastic teacher's; neither is changed.
+        share: 0 gives the teacher's weights, 1 the elastic teacher's.
+    """
+    whole: Any = elastic
+    view: Any = residual_decoder(copy.deepcopy(whole.model))
+    first = trainable(teacher)
+    with torch.no_grad():
+        for name, weights in trainable(view).items():
+            weights.lerp_(first[name].to(weights.device), 1 - share)
     return view
 
 

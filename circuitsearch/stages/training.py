@@ -152,7 +152,8 @@ class StudentTrainer:
         names = ("elastic", "budget", "generation", "space", "seed", "scores")
         # how pages are dealt; what they hold is in the features' keys, wherever the files lie
         dealt = {name: value for name, value in told["data"].items() if not isinstance(value, str)}
-        told["elastic"].pop("untrained")  # says how plans are ranked by it, later
+        for later in ("untrained", "interpolation"):  # say how plans are ranked by it
+            told["elastic"].pop(later)
         return {**{name: told[name] for name in names}, "data": dealt}
 
     def student(self, plan: Plan, seed: int, steps: int, build: Build | None = None) -> Any:

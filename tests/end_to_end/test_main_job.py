@@ -170,6 +170,10 @@ def test_all_numbers_of_heads_inside_a_composition_are_ranked(finished, tmp_path
     sampled = json.loads(few.stdout)
     assert sampled["plans"] == ranked["plans"]
     assert {*sampled["ranked"]} == {"untrained", "elastic", "predicted"}
+    assert sampled["predicted"] != sampled["elastic"]  # nearer to the teacher's weights
+    whole = ["-o", "exhaustive.plans=8", "-o", "elastic.interpolation=1"]
+    same = json.loads(circuitsearch("enumerate", path, *inside, *elsewhere, *whole).stdout)
+    assert same["predicted"] == same["elastic"] == sampled["elastic"]
     assert {one.name for plan in plans for one in plan.sublayers} == {"S0", "C0", "C3"}
     assert any(keep.heads for plan in plans for _, keep in plan.kept)
 

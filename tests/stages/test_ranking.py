@@ -15,7 +15,8 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
-from circuitsearch.stages.ranking import mixed, rank, train_elastic
+from circuitsearch.stages.ranking import interpolated, mixed, rank, train_elastic
+from circuitsearch.stages.weights import trainable
 from circuitsearch.students import build_student, rank_neurons
 from circuitsearch.students.evaluate import answer_loss_of
 from circuitsearch.students.features import Features, prepare_features
@@ -163,6 +164,28 @@ def test_a_space_too_large_is_ranked_by_a_sample(
     again = rank(other, plans, tiny_teacher.decoder, tiny_features, "untrained", sample=40)
     assert again == ranked
     assert not [path for path in work.config.work.iterdir() if path.is_dir()]
+
+
+def test_weights_between_teacher_and_elastic_teacher(
+    work: Workspace, tiny_teacher: Teacher, tiny_features: Features
+) -> None:
+    elastic = work.config.elastic.model_copy(update={"steps": 3, "learning_rate": 3e-2})
+    config = work.config.model_copy(update={"elastic": elastic})
+    plans = space(tiny_teacher, "30%")
+    view: Any = train_elastic(Workspace(config, work.say), tiny_teacher, plans, tiny_features)
+    first, last = (trainable(one) for one in (tiny_teacher.decoder, view))
+    before = {name: weights.clone() for name, weights in last.items()}
+    between = trainable(interpolated(tiny_teacher.decoder, view, 0.75))
+    moved = [name for name in first if not torch.equal(first[name], last[name])]
+    assert moved
+    for name, weights in between.items():
+        torch.testing.assert_close(weights, 0.25 * first[name] + 0.75 * last[name])
+        assert torch.equal(last[name], before[name])
+    asked = tiny_features, "elastic"
+    end = interpolated(tiny_teacher.decoder, view, 1.0)
+    assert rank(work, plans, end, *asked) == rank(work, plans, view, *asked)
+    start = interpolated(tiny_teacher.decoder, view, 0.0)
+    assert rank(work, plans, start, *asked) == rank(work, plans, tiny_teacher.decoder, *asked)
 
 
 def test_an_elastic_teacher_of_widths_is_ranked_by_the_teachers_neurons(

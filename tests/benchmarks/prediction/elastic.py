@@ -36,7 +36,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import reporter
 from circuitsearch.search.exhaustive import sweep
-from circuitsearch.stages.ranking import train_elastic
+from circuitsearch.stages.ranking import interpolated, train_elastic
 from circuitsearch.students import build_student, greedy_answers
 from circuitsearch.students.plan_view import neuron_order
 from circuitsearch.students.walk import Walk
@@ -44,6 +44,8 @@ from circuitsearch.teacher.decoders import ResidualDecoder, token_loss
 from circuitsearch.teacher.metrics import anls
 from circuitsearch.workspace import Workspace
 
+SHARES = (0.9, 0.8, 0.75, 0.7, 0.6)
+"""Of the way from the teacher's weights to the elastic teacher's (`elastic.interpolation`)."""
 WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.3)
 """Of the untrained loss beside the elastic one (`elastic.untrained`)."""
 DRAWS, SPLITS, TRAIN_QUESTIONS = 2000, 200, 1000
@@ -122,11 +124,19 @@ def main() -> None:
         losses, _ = _values(pipeline, pipeline.teacher.decoder, "select", plans, None, token_loss)
         found["untrained"] = losses.mean(dim=1).tolist()
     for setting in SETTINGS[: options.rows]:
-        if setting.name not in found["readings"]:
+        row = found["readings"].get(setting.name, {})
+        if not {_between(share) for share in SHARES} <= {*row}:
             started = time.process_time()
             view = _trained(pipeline, setting)
-            found["seconds"][setting.name] = round(time.process_time() - started, 1)
-            found["readings"][setting.name] = _readings(pipeline, view, plans)
+            if not row:  # a training that is on file takes no time that says anything
+                found["seconds"][setting.name] = round(time.process_time() - started, 1)
+                row = _readings(pipeline, view, plans)
+            teacher = pipeline.teacher.decoder
+            for share in SHARES:
+                mixed = interpolated(teacher, view, share)
+                losses, _ = _values(pipeline, mixed, "select", plans, None, token_loss)
+                row[_between(share)] = (-losses.mean(dim=1)).tolist()
+            found["readings"][setting.name] = row
             write_json(path, stored)
     if options.students is not None:
         found["reliability"] = _reliability(pipeline, plans, options.students)
@@ -157,6 +167,10 @@ def _trained(pipeline: Pipeline, setting: Setting) -> ResidualDecoder:
     if view is None:
         raise SystemExit("the search has no elastic teacher")
     return view
+
+
+def _between(share: float) -> str:
+    return f"loss at {share:.0%} of the way from the teacher"
 
 
 def _readings(
@@ -223,7 +237,9 @@ def _judge(found: dict[str, Any]) -> None:
         if one.name in readings and other.name in readings:
             pair = readings[one.name], readings[other.name]
             readings[f"mean of: {one.name}; and: {other.name}"] = {
-                name: np.mean([reading[name] for reading in pair], axis=0) for name in pair[0]
+                name: np.mean([reading[name] for reading in pair], axis=0)
+                for name in pair[0]
+                if name in pair[1]
             }
     untrained = np.array(found["untrained"])
     for reading in readings.values():
@@ -349,11 +365,15 @@ def _report(stored: Mapping[str, Any]) -> str:
                 f"{one['best of top 3']:.3f} | {found['seconds'].get(setting, '')} |"
             )
         best = order[0][1]
-        readings = sorted(best, key=lambda reading: -best[reading]["spearman"])
+        read = dict.fromkeys(reading for _, row in order for reading in row)
+        none = {"spearman": -1.0}
+        readings = sorted(read, key=lambda reading: -best.get(reading, none)["spearman"])
         lines += ["", "| reading | " + " | ".join(setting for setting, _ in order) + " |"]
         lines.append("|---|" + "---:|" * len(order))
         for reading in readings:
-            cells = [f"{row[reading]['spearman']:.3f}" for _, row in order]
+            cells = [
+                f"{row[reading]['spearman']:.3f}" if reading in row else "" for _, row in order
+            ]
             lines.append(f"| {reading} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
