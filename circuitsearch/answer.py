@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 # loading a student needs its classes registered with the Auto classes
 import circuitsearch.students  # noqa: F401
 from circuitsearch.core.errors import DataError
 from circuitsearch.teacher.answering import generate_answers
+from circuitsearch.teacher.documents.images import open_image
 from circuitsearch.teacher.loading import Teacher, load_teacher
 
 __all__ = ["answer_question", "check_question", "read_page"]
@@ -36,17 +37,20 @@ def answer_question(checkpoint: str, image: Path, question: str) -> str:
 
 
 def read_page(image: Path) -> Image.Image:
-    """Read an image file.
+    """Read an image file as a search reads it: upright RGB, transparent parts white.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
-        with Image.open(image) as file:
-            return file.convert("RGB")
+        data = image.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{image}: no such file") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except OSError as error:
+        raise DataError(f"{image}: it cannot be read ({error})") from error
+    try:
+        return open_image(data)
+    except Exception as error:  # decoders answer a broken file with almost any exception
         raise DataError(f"{image}: not an image that can be read ({error})") from error
 
 

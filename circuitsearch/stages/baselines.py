@@ -9,6 +9,7 @@ from typing import Any
 
 from circuitsearch.core.errors import (
     ConfigError,
+    DataError,
     InfeasibleError,
     choice_problem,
     raise_together,
@@ -105,19 +106,26 @@ def _kept(work: Workspace, case: Case, name: str) -> list[Proposal]:
         return {"proposals": [one.to_json() for one in found], "reason": reason}
 
     known = work.kept(f"baseline-{name}", key, compute)
-    asked = [data["masks"] for data in known["proposals"] if data["masks"] is not None]
-    if not all(_masks_file(folder, one).exists() for one in asked):
-        # someone removed the masks: they are made again from the same inputs
-        known = compute()
     if known["reason"] is not None:
         work.say.note(f"baseline {name}: {known['reason']}")
-    return [
-        Proposal.from_json(
-            data,
-            None if data["masks"] is None else Masks.load(_masks_file(folder, data["masks"])),
-        )
-        for data in known["proposals"]
+    try:
+        return _with_masks(folder, known)
+    except DataError:  # the masks are gone or damaged: they are made again from the same inputs
+        return _with_masks(folder, compute())
+
+
+def _with_masks(folder: Path, known: Mapping[str, Any]) -> list[Proposal]:
+    """Read proposals and their masks.
+
+    Raises:
+        DataError: masks are missing or damaged.
+    """
+    proposals = known["proposals"]
+    masks = [
+        None if data["masks"] is None else Masks.load(_masks_file(folder, data["masks"]))
+        for data in proposals
     ]
+    return [Proposal.from_json(data, mask) for data, mask in zip(proposals, masks, strict=True)]
 
 
 def _masks_file(folder: Path, fingerprint: str) -> Path:

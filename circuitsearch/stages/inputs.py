@@ -14,11 +14,11 @@ from circuitsearch.core.scores import Scores
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
 from circuitsearch.search.worths import best_heads
-from circuitsearch.students.decoding import decoding_problems
 from circuitsearch.students.features import Features, prepare_features
 from circuitsearch.students.features.prepare import feature_bytes
 from circuitsearch.students.fitting import fit_replacements
 from circuitsearch.students.replacements import FITTED, Replacements
+from circuitsearch.teacher.answering import decoding_problems
 from circuitsearch.teacher.documents.collate import examples, unusable
 from circuitsearch.teacher.documents.docvqa import LoadedPages, load_docvqa
 from circuitsearch.teacher.documents.huggingface import load_rows

@@ -24,6 +24,7 @@ from circuitsearch.core.answers import AnlsRule, Answers, read_answers, read_hea
 from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import canonical_json, read_json, write_text
 from circuitsearch.core.measurement import Measurement
+from circuitsearch.students.saving.stock import numbered_by_plan
 from circuitsearch.students.scoring import rescored, scores_of
 from circuitsearch.teacher.loading import Teacher
 
@@ -86,7 +87,10 @@ class FinalUses:
             try:
                 line = json.loads(text)
             except ValueError as error:
-                raise DataError(f"{self._path}: line {number} is not JSON ({error})") from error
+                raise DataError(
+                    f"{self._path}: line {number} is not JSON ({error}); take the line out if you "
+                    "know what it was"
+                ) from error
             if not isinstance(line, dict) or not isinstance(line.get("plan_hash"), str):
                 raise DataError(
                     f"{self._path}: line {number} names no plan; take the line out if you know "
@@ -108,13 +112,14 @@ class FinalUses:
 def weights_of(model: Any) -> str:
     """Return a hash of a model's decoder: two models with the same one give the same answers.
 
-    The encoder is the teacher's; measurements read its cached states.
+    The encoder is the teacher's; measurements read its cached states. A student has the same hash
+    as a stock model, whose layers have other numbers.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.decoder.state_dict().items()):
+    for name, tensor in sorted(numbered_by_plan(model.decoder).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(memoryview(raw.numpy()))
+        digest.update(raw.numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -182,9 +182,21 @@ def rank(
                 losses = plan_losses(walk, plans, folder, tell)
             return [[str(plan), loss] for plan, loss in zip(plans, losses, strict=True)]
         with work.say.stage(f"ranking a sample of {total} plans ({phase})") as tell:
+            judged = 0
+
+            def losses_of(plans: Sequence[Plan]) -> list[float]:
+                nonlocal judged
+                before, judged = judged, judged + len(plans)
+                return plan_losses(
+                    walk,
+                    plans,
+                    folder,
+                    lambda done, of: tell(before + done * len(plans) // of, 2 * sample),
+                )
+
             ranked = sampled(
                 space,
-                lambda plans: plan_losses(walk, plans, folder, tell),
+                losses_of,
                 sample=sample,
                 swaps=sample,
                 seed=seed_from("sample", work.config.seed),

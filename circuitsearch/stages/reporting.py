@@ -159,6 +159,11 @@ def card_facts(
     """
     data = trainer.config.data.model_dump(mode="json", exclude_none=True)
     recipe = {name.replace("_", " "): value for name, value in vars(trainer.recipe(steps)).items()}
+    distill, elastic = trainer.config.distill, trainer.config.elastic
+    if distill.start == "elastic":
+        recipe["start"] = f"elastic teacher ({elastic.steps} steps of {elastic.batch} questions)"
+    if distill.compensate:
+        recipe["compensate"] = "means of removed parts stay in biases"
     return CardFacts(
         measurement=made,
         scored_on=f"the search's {split} pages, none of them trained on",

@@ -293,6 +293,9 @@ class StudentTrainer:
     ) -> Measurement:
         """Ask a model the questions of a split; keep the answers, count the use of final pages."""
         features = self._features[split]
+        uses = FinalUses(self._work.folder)
+        if split == "final":
+            uses.lines()  # a damaged file is told before the questions are asked
         with self._work.say.stage(f"answering with {plan} ({split})"):
             made, rows = examine(
                 model,
@@ -307,7 +310,7 @@ class StudentTrainer:
             made = with_speed(self._work, self.teacher, made)
         weights = weights_of(model)
         if split == "final" and made.phase != "teacher":
-            FinalUses(self._work.folder).add(made, weights, command)
+            uses.add(made, weights, command)
         answers = Answers(
             teacher=self.teacher.fingerprint,
             pages=features.key,
@@ -349,11 +352,10 @@ class StudentTrainer:
         return self._with_answers(compute, name, key)
 
     def priced(self, made: Measurement) -> Measurement:
-        """Return a measurement with costs and, if it has one, speed of this search's generation."""
+        """Return a measurement with costs and speed at this search's generation."""
         generation = self._config.generation.counted()
         spent = recorded_costs(Plan.parse(made.plan), self.teacher.shape, generation)
-        timed = made if made.speed is None else with_speed(self._work, self.teacher, made)
-        return replace(timed, cost=spent)
+        return replace(with_speed(self._work, self.teacher, made), cost=spent)
 
     def answered_teacher(self, split: str = "final") -> tuple[Measurement, Answers]:
         """Return how well the teacher answers the questions of a split, with the answers."""

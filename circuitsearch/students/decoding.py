@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from circuitsearch.core.errors import ConfigError, raise_together
+from circuitsearch.teacher.answering import decoding_problems
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.tokens import TeacherTokens
 
-__all__ = ["Limits", "answer_limits", "decoding_problems", "greedy_ids"]
+__all__ = ["Limits", "answer_limits", "greedy_ids"]
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,6 @@ class Limits:
     length: int
     ends: Collection[int]
     forbidden: Collection[int] = ()
-
-
-# What `generate` would do beside choosing the best allowed token -> the value that does nothing.
-_PLAIN = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-}
-
-
-def decoding_problems(config: Any) -> list[str]:
-    """Return what a generation config asks for that decoding here does not do."""
-    problems = []
-    longer = [word for word in config.bad_words_ids or () if len(word) > 1]
-    if longer:
-        problems.append(f"bad_words_ids forbids {len(longer)} sequences, allowed are single tokens")
-    for name, plain in _PLAIN.items():
-        got = getattr(config, name, None)
-        if got not in (None, plain, []) and not (name == "min_length" and got <= 1):
-            problems.append(f"{name} is {got}, answers are decoded without; remove it")
-    return problems
 
 
 def answer_limits(config: Any, tokens: TeacherTokens) -> Limits:

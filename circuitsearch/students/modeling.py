@@ -109,7 +109,11 @@ def _plan_problems(config: CircuitMBartConfig) -> list[str]:
     problems = []
     if len(config.plan) != config.decoder_layers:
         problems.append(f"got {len(config.plan)} layers, allowed are {config.decoder_layers}")
-    for layer, entry in enumerate(config.plan):
+    written: list[Any] = list(config.plan)  # by whoever wrote config.json
+    for layer, entry in enumerate(written):
+        if not isinstance(entry, dict):
+            problems.append(f"layer {layer}: got {entry!r}, allowed is what it keeps by part")
+            continue
         if set(entry) != set(PARTS):
             problems.append(f"layer {layer} has {sorted(entry)}, allowed are {sorted(PARTS)}")
             continue
@@ -120,7 +124,7 @@ def _plan_problems(config: CircuitMBartConfig) -> list[str]:
             if size not in REPLACEMENTS[part]
             and not (isinstance(size, int) and 0 <= size <= most[part])
         ]
-    sizes = _sizes(config)
+    sizes = [] if problems else _sizes(config)
     if "token" in sizes and any(sizes[: len(sizes) - sizes[::-1].index("token") - 1]):
         problems.append("something is kept in front of 'token', allowed are zeros")
     return problems

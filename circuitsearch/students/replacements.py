@@ -127,9 +127,14 @@ class Replacements:
                 known = (file.metadata() or {}).get("format") == _FORMAT
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{where}: cannot be read ({error}); fit them again") from error
+            raise DataError(
+                f"{where}: cannot be read ({error}); delete the file, they are fitted again"
+            ) from error
         if not known:
-            raise DataError(f"{where}: it was not written by Replacements.save; fit them again")
+            raise DataError(
+                f"{where}: it was not written by Replacements.save; delete the file, they are "
+                "fitted again"
+            )
         try:
             parsed = {SubLayer.parse(key.split(".")[0]) for key in tensors}
             means = {s: tensors.pop(f"{s}.mean") for s in sorted(parsed) if f"{s}.mean" in tensors}

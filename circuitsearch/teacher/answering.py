@@ -16,9 +16,49 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from circuitsearch.core.errors import ConfigError, raise_together
+
 from .tokens import TeacherTokens
 
-__all__ = ["generate_answers"]
+__all__ = ["decoding_problems", "generate_answers"]
+
+
+# What `generate` would do beside choosing the best allowed token -> the value that does nothing.
+_PLAIN = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "max_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    "watermarking_config": None,
+    "guidance_scale": 1.0,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "prompt_lookup_num_tokens": None,
+    "force_words_ids": None,
+    "is_assistant": False,
+    "return_dict_in_generate": False,
+}
+
+
+def decoding_problems(config: Any) -> list[str]:
+    """Return what a generation config asks for that decoding here does not do."""
+    problems = []
+    longer = [word for word in config.bad_words_ids or () if len(word) > 1]
+    if longer:
+        problems.append(f"bad_words_ids forbids {len(longer)} sequences, allowed are single tokens")
+    for name, plain in _PLAIN.items():
+        got = getattr(config, name, None)
+        if got not in (None, plain, []) and not (name == "min_length" and got <= 1):
+            problems.append(f"{name} is {got}, answers are decoded without; remove it")
+    return problems
 
 
 def generate_answers(
@@ -44,7 +84,11 @@ def generate_answers(
 
     Returns:
         The answers in the order of the questions.
+
+    Raises:
+        ConfigError: The model's generation config asks for more than greedy answers.
     """
+    raise_together(decoding_problems(model.generation_config), ConfigError, "generation_config")
     with torch.no_grad():
         # before any projection to the decoder's width: `generate` applies that itself
         states = model.encoder(pixel_values=pixel_values).last_hidden_state

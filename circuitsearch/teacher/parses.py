@@ -28,7 +28,8 @@ from circuitsearch.core.errors import DataError
 __all__ = ["Tree", "field_f1", "nted_accuracy", "parse_of", "tree_distance"]
 
 _SEPARATOR = "<sep/>"
-_OPENING = re.compile(r"<s_([^<>]*)>")
+_OPENING = re.compile(r"<s_([^<>]*)>", re.IGNORECASE)
+_SET_APART = re.compile(rf"\s*{_SEPARATOR}")
 _DEEPEST = 32  # nested keys; what lies deeper is read as text (a broken decoder can nest for ever)
 
 
@@ -49,7 +50,9 @@ class Tree:
 def parse_of(text: str) -> Any:
     """Read a tag sequence into the parse it stands for.
 
-    A key whose closing tag is missing is dropped and what follows it is read on, as in Donut.
+    A key whose closing tag is missing is dropped and what follows it is read on, as in Donut, and
+    the case of tags does not count. Every `<word/>` is read as its word; Donut does so with words
+    of its vocabulary only.
 
     Args:
         text: E.g. `<s_menu><s_nm>cake</s_nm><sep/><s_nm>tea</s_nm></s_menu>`.
@@ -70,20 +73,20 @@ def _items(text: str, depth: int) -> list[dict[str, Any]]:
     place = 0
     while found := _OPENING.search(text, place):
         key, place = found[1], found.end()
-        end = text.find(f"</s_{key}>", place)
-        if end < 0:
+        closing = re.compile(rf"</s_{re.escape(key)}>", re.IGNORECASE).search(text, place)
+        if closing is None:
             continue
-        items[-1][key] = _value(text[place:end].strip(), depth - 1)
-        place = end + len(f"</s_{key}>")
-        if text.startswith(_SEPARATOR, place):
+        items[-1][key] = _value(text[place : closing.start()].strip(), depth - 1)
+        place = closing.end()
+        if apart := _SET_APART.match(text, place):
             items.append({})
-            place += len(_SEPARATOR)
+            place = apart.end()
     return [item for item in items if item]
 
 
 def _value(text: str, depth: int) -> Any:
     """Return what stands between a key's tags: a parse, a text, or several of one."""
-    inside = _items(text, depth) if depth > 0 and "<s_" in text and "</s_" in text else []
+    inside = _items(text, depth) if depth > 0 and _OPENING.search(text) else []
     values: list[Any] = list(inside) or [_word(part.strip()) for part in text.split(_SEPARATOR)]
     return values[0] if len(values) == 1 else values
 

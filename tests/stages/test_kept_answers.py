@@ -117,6 +117,9 @@ def test_a_checkpoint_that_was_measured_is_served_from_file(
     student = one.student(PLAN, 0, STEPS)
     folder = save_student(student, tiny_teacher, tmp_path / "student")
     assert weights_of(load_student(folder)) == weights_of(student)
+    whole = one.student(Plan.parse("S1 C1 M1 S3 C3 M3"), 0, STEPS)
+    stock = save_student(whole, tiny_teacher, tmp_path / "stock", stock="auto")
+    assert weights_of(load_student(stock, stock=True)) == weights_of(whole) != weights_of(student)
     found, answers = stages.evaluate(one, str(folder), "final")
     assert found == made
     assert len(used(tmp_path / "out")) == 1

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from circuitsearch.answer import read_page
 from circuitsearch.cli.main import app
 from circuitsearch.core.components import Kind
 from circuitsearch.core.cost import Generation
@@ -31,6 +32,7 @@ from circuitsearch.students.export.graphs import DecoderGraph, EncoderGraph, rem
 from circuitsearch.students.export.timing import onnx_memory, onnx_speed
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.loading import Teacher, load_teacher
+from circuitsearch.teacher.tokens import PromptFormat
 from tests.student_fixtures import any_replacements
 from tests.tiny import tiny_checkpoint, tiny_pages
 
@@ -163,6 +165,38 @@ def test_pixels_are_the_processors(
         expected = other(images, return_tensors="np")["pixel_values"]
         assert np.array_equal(files.pixels(images), expected), settings
         files = OnnxStudent(folders[1])
+
+
+@pytest.mark.parametrize("kind", ["rotated", "transparent", "sixteen bits"])
+def test_page_files_of_any_kind_are_read_as_a_search_reads_them(
+    folders: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    rng = np.random.default_rng(0)
+    drawn, path = rng.integers(0, 256, (40, 60, 4), np.uint8), tmp_path / "page.png"
+    if kind == "rotated":
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.fromarray(drawn[..., :3]).save(path, exif=turned)
+    elif kind == "transparent":
+        Image.fromarray(drawn).save(path)
+    else:
+        Image.fromarray(drawn[..., 0].astype(np.uint16) * 257).save(path)
+    files = OnnxStudent(folders[1])
+    with Image.open(path) as opened:
+        assert np.array_equal(files.pixels([opened]), files.pixels([read_page(path)]))
+
+
+def test_a_parse_keeps_its_tags(tiny_teacher: Teacher, tmp_path: Path) -> None:
+    prompt = PromptFormat(template="<s_docvqa><s_answer>")
+    tokens = replace(tiny_teacher.tokens, prompt=prompt)
+    teacher = replace(tiny_teacher, prompt=prompt, tokens=tokens)
+    export_onnx(teacher, tmp_path / "files")
+    files = OnnxStudent(tmp_path / "files")
+    ids = teacher.tokens.answer_ids("<s_question>12</s_question>")[:-2]
+    assert files.text(ids) == teacher.tokens.text(ids) != ""
+    assert "<s_question>" in files.text(ids)
+    card = save_student(build_student(teacher, Plan.parse("S1 C3")), teacher, tmp_path / "s")
+    assert "token2json(" in (card / "README.md").read_text()
 
 
 def test_manifest_describes_the_graphs(folders: tuple[Path, Path]) -> None:

@@ -1,11 +1,12 @@
 """Stock generation, grouped by prompt length, equals one question at a time."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from circuitsearch.answer import answer_question
-from circuitsearch.core.errors import DataError
+from circuitsearch.answer import answer_question, read_page
+from circuitsearch.core.errors import ConfigError, DataError
 from circuitsearch.teacher.answering import generate_answers
 from circuitsearch.teacher.loading import load_teacher
 from tests.tiny import tiny_checkpoint, tiny_pages
@@ -51,3 +52,42 @@ def test_unusable_questions_are_refused(tmp_path, tiny_folder):
         answer_question(str(tiny_folder), tmp_path / "page.png", "  ")
     with pytest.raises(DataError, match="shorten it"):
         answer_question(str(tiny_folder), tmp_path / "page.png", "why " * 100)
+
+
+def test_a_page_file_is_read_as_a_search_reads_it(tmp_path):
+    page = tiny_pages(1)[0].image()
+    ink = page.convert("L").point(lambda value: 255 - value)
+    see_through = Image.merge("RGBA", [*Image.new("RGB", page.size).split(), ink])
+    see_through.save(tmp_path / "transparent.png")
+    deep = np.asarray(page.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "sixteen.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown a quarter turn clockwise
+    page.rotate(90, expand=True).save(tmp_path / "rotated.png", exif=turned)
+    grey = np.asarray(page.convert("L")).astype(int)
+    for name in ("transparent.png", "sixteen.png", "rotated.png"):
+        found = np.asarray(read_page(tmp_path / name).convert("L")).astype(int)
+        assert found.shape == grey.shape, name
+        assert np.abs(found - grey).max() <= 1, name
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png: not an image"):
+        read_page(tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 4),
+        ("max_time", 1.0),
+        ("stop_strings", ["a"]),
+        ("return_dict_in_generate", True),
+        ("guidance_scale", 1.5),
+        ("repetition_penalty", 1.2),
+    ],
+)
+def test_what_greedy_answers_leave_out_is_refused_by_name(tmp_path, name, value):
+    teacher = load_teacher(str(tiny_checkpoint(tmp_path / "t")))
+    setattr(teacher.model.generation_config, name, value)
+    pixels = teacher.pixel_values([tiny_pages(1)[0].image()])
+    with pytest.raises(ConfigError, match=rf"generation_config: {name} is "):
+        generate_answers(teacher.model, teacher.tokens, pixels, [0], ["What?"])

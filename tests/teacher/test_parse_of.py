@@ -48,6 +48,11 @@ def test_what_was_written_is_read_back(parse: dict[str, Any]) -> None:
     [
         ("", {}),
         ("just text", {"text_sequence": "just text"}),
+        (
+            "<s_menu><s_nm>a</s_nm> <sep/> <s_nm>b</s_nm></s_menu>",
+            {"menu": [{"nm": "a"}, {"nm": "b"}]},
+        ),
+        ("<S_menu>a</s_menu>", {"menu": "a"}),
         ("<s_a>lost<s_b>kept</s_b>", {"b": "kept"}),  # a key without its end
         ("<s_a></s_a>", {"a": ""}),
         ("<s_a><yes/></s_a>", {"a": "yes"}),  # a choice among fixed words

@@ -57,5 +57,7 @@ def finercut(case: Case, distance: str) -> tuple[Proposal, ...]:
         gone.append([chosen])
         scores[units.all[chosen].name] = value
     kept, back = taken_back(case, kept, gone)
+    stay = {units.all[index].name for index in kept}
+    scores = {name: value for name, value in scores.items() if name not in stay}
     passes = judge.passes
     return (proposal(case, kept, scores=scores, notes=notes + back, passes=passes),)

@@ -52,7 +52,7 @@ def pruned(case: Case, masks: Masks, passes: int) -> Proposal:
     notes += [
         f"the limit on {limit.name} is not kept"
         for limit in case.budget.limits
-        if limit.quantity != "parameters" and slack.get(limit.name, -1) < 0
+        if limit.name in slack and limit.quantity != "parameters" and slack[limit.name] < 0
     ]
     return Proposal(_whole(case), masks=masks, notes=tuple(notes), passes=passes)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 __all__ = ["FORMAT", "MANIFEST", "OnnxStudent", "Written"]
@@ -65,7 +65,8 @@ class OnnxStudent:
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
         """Open the graphs and the tokenizer."""
         place = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = found if isinstance(found, dict) else {}
         if self.manifest.get("format") != FORMAT:
             raise ValueError(f"{place / MANIFEST}: it was not written by this version's export")
         options = onnxruntime.SessionOptions()
@@ -110,8 +111,9 @@ class OnnxStudent:
         return ids
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer's tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """Return the text of an answer's tokens; the tags of a parse are the answer."""
+        parses = self.manifest["prompt"].get("parses", False)
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=not parses)
         if self.manifest["tokenizer"]["clean_up"]:
             for spaced in _CLEANED:
                 text = text.replace(spaced, spaced.strip())
@@ -214,7 +216,7 @@ def _chosen(
 
 def _pixels(image: Image.Image, how: dict[str, Any]) -> np.ndarray:
     """Return [3, height, width] of one page (Donut's preparation, step by step)."""
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(_upright(image))
     height, width = how["height"], how["width"]
     if how["align_long_axis"]:
         across = (pixels.shape[1] - pixels.shape[0]) * (width - height)
@@ -237,6 +239,17 @@ def _pixels(image: Image.Image, how: dict[str, Any]) -> np.ndarray:
         mean, std = (np.array(how[name], dtype=np.float32) for name in ("mean", "std"))
         values = (values - mean) / std
     return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a page as a viewer would show it: upright RGB, transparent parts white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would turn a 16-bit scan white
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    ink = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
@@ -276,7 +289,7 @@ def main() -> None:
     try:
         with Image.open(given.page) as page:
             print(OnnxStudent(given.folder).answer([page], [given.question])[0])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -32,8 +32,9 @@ from circuitsearch.core.errors import (
     raise_together,
 )
 from circuitsearch.core.files import write_json
-from circuitsearch.students.decoding import answer_limits, decoding_problems
+from circuitsearch.students.decoding import answer_limits
 from circuitsearch.students.export.graphs import DecoderGraph, EncoderGraph, remembering
+from circuitsearch.teacher.answering import decoding_problems
 from circuitsearch.teacher.loading import Teacher
 
 __all__ = ["OPSET", "OPSETS", "export_onnx"]
@@ -276,6 +277,7 @@ def _manifest(teacher: Teacher, graphs: Mapping[str, Any], opset: int) -> dict[s
         "prompt": {
             "template": tokens.prompt.template,
             "lowercase_question": tokens.prompt.lowercase_question,
+            "parses": tokens.prompt.parses,
             "empty_ids": tokens.prompt_ids(""),
         },
         "limits": {

@@ -45,23 +45,24 @@ def open_shard(folder: Path, index: int) -> dict[str, Tensor]:
     Raises:
         DataError: if the shard is missing or is not what was written.
     """
-    path, record = _file(folder, index), read_json(_record(folder, index))
+    path = _file(folder, index)
+    again = f"delete the folder {str(folder)!r}, it will be computed again"
+    try:
+        record = read_json(_record(folder, index))
+    except DataError as error:
+        raise DataError(f"{error}; {again}") from error
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != record["sha256"]:
             raise DataError(
                 f"{str(path)!r}: its SHA-256 is {found[:12]}..., recorded is "
-                f"{record['sha256'][:12]}...: the file was damaged or changed; "
-                f"delete the folder {str(folder)!r}, it will be computed again"
+                f"{record['sha256'][:12]}...: the file was damaged or changed; {again}"
             )
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{str(path)!r}: it cannot be read ({error}); delete the folder {str(folder)!r}, it "
-            "will be computed again"
-        ) from error
+        raise DataError(f"{str(path)!r}: it cannot be read ({error}); {again}") from error
 
 
 def _file(folder: Path, index: int) -> Path:

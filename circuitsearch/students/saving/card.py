@@ -32,8 +32,11 @@ model = AutoModelForImageTextToText.from_pretrained("{_FOLDER}"@OPTION@)
 page = processor.image_processor([Image.open("page.png").convert("RGB")], return_tensors="pt")
 prompt = processor.tokenizer(@PROMPT@, add_special_tokens=False, return_tensors="pt")
 ids = model.generate(page["pixel_values"], decoder_input_ids=prompt.input_ids)
-print(processor.tokenizer.decode(ids[0, prompt.input_ids.shape[1] :], skip_special_tokens=True))
+@PRINTED@
 """
+
+
+_WRITTEN = "processor.tokenizer.decode(ids[0, prompt.input_ids.shape[1] :]@HOW@)"
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,13 @@ def _shown(value: Any) -> str:
 
 def _loading(teacher: Teacher, stock: bool, reasons: Sequence[str]) -> str:
     """Return how to load the folder."""
-    prompt = teacher.prompt.template.replace("{question}", "What is the total?")
-    asking = _ASKING.replace("@PROMPT@", json.dumps(prompt, ensure_ascii=False))
+    question = "What is the total?"
+    asked = question.lower() if teacher.prompt.lowercase_question else question
+    prompt = teacher.prompt.template.replace("{question}", asked)
+    parsed = f"print(processor.token2json({_WRITTEN.replace('@HOW@', '')}))"
+    plainly = f"print({_WRITTEN.replace('@HOW@', ', skip_special_tokens=True')})"
+    asking = _ASKING.replace("@PRINTED@", parsed if teacher.prompt.parses else plainly)
+    asking = asking.replace("@PROMPT@", json.dumps(prompt, ensure_ascii=False))
     plain = _fenced(asking.replace("@OPTION@", ""), "python")
     if stock:
         return (

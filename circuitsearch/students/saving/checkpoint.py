@@ -134,7 +134,13 @@ def load_student(folder: str | Path, *, stock: bool = False) -> VisionEncoderDec
             f"{where}: weights and config.json disagree on {len(odd)} tensors, e.g. {odd[0]}; the "
             "folder mixes two students or was changed by hand, save the student again"
         )
-    plan_of(model)
+    try:
+        plan_of(model)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{where}: its decoder carries no plan; give a student's folder. The teacher itself is "
+            "called 'teacher'; of another checkpoint make the search's teacher"
+        ) from error
     table = getattr(model.decoder.model.decoder, "token_map", None)  # a stock model has none
     if table is not None and not is_table(table):
         raise DataError(f"{where}: its table of tokens is damaged; save the student again")

@@ -21,9 +21,10 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from circuitsearch.core.errors import PlanError, raise_together
+from circuitsearch.core.plan import Plan
 from circuitsearch.students.modeling import CircuitMBartConfig
 
-__all__ = ["stock_problems", "stock_student"]
+__all__ = ["numbered_by_plan", "stock_problems", "stock_student"]
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 _OWN = ("plan", "model_type", "architectures", "transformers_version")
@@ -90,6 +91,26 @@ def stock_student(model: VisionEncoderDecoderModel) -> VisionEncoderDecoderModel
         made.enc_to_dec_proj = model.enc_to_dec_proj
     made.generation_config = copy.deepcopy(model.generation_config)
     return made.eval()
+
+
+def numbered_by_plan(decoder: Any) -> dict[str, torch.Tensor]:
+    """Return a decoder's tensors, those of a stock student under the layer numbers of its plan.
+
+    A student and its stock form have the same ones, and so the same names.
+
+    Args:
+        decoder: of a student or of a teacher.
+    """
+    config = decoder.config
+    tensors: dict[str, torch.Tensor] = decoder.state_dict()
+    text = getattr(config, "plan_text", None)
+    if text is None or isinstance(config, CircuitMBartConfig):
+        return tensors
+    layers = sorted({sublayer.layer for sublayer in Plan.parse(text).sublayers})
+    return {
+        _LAYER.sub(lambda found: str(layers[int(found[0])]), name): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _filled(config: CircuitMBartConfig) -> list[int]:
