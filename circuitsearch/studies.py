@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from circuitsearch.configfile import load_config
 from circuitsearch.core.errors import ConfigError, StorageError
 from circuitsearch.search.storage.connection import (
+    check_holds_studies,
     close_storage,
     is_there,
     open_storage,
@@ -43,6 +44,7 @@ def open_database(where: str) -> Iterator[tuple[RDBStorage, str | None]]:
         StorageError: If there is no such database, or it cannot be read.
     """
     database, name = find_database(where)
+    check_holds_studies(database)
     storage = open_storage(database)
     try:
         yield storage, name

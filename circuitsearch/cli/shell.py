@@ -70,7 +70,11 @@ def emit(data: Any) -> None:
 
 
 def on_interrupt(text: str) -> None:
-    """Set the command that is printed when the user interrupts this one."""
+    """Set the command that is printed when the user interrupts this one.
+
+    What a scheduler sends before it takes the machine away counts as Ctrl-C: a plan is handed back.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _go_on[:] = [text]
 
 

@@ -7,7 +7,6 @@ the default is CIRCUITSEARCH_STORAGE. `--study` names the study where the databa
 from __future__ import annotations
 
 import shlex
-import signal
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -110,7 +109,7 @@ def status_command(
         console.print(f"best: {best.plan}  ANLS {best.quality:.3f}", markup=False)
         for name, room in facts["room"].items():
             binds = ", binds" if room["left"] < _NEAR * room["limit"] else ""
-            left = ", ".join(f"{room[word]:,} {word}" for word in ("limit", "left"))
+            left = ", ".join(f"{_shown(name, room[word])} {word}" for word in ("limit", "left"))
             console.print(f"  {name}: {left}{binds}", markup=False)
     for one in facts["workers"]:
         console.print(
@@ -148,10 +147,8 @@ def top_command(
 ) -> None:
     """Show the best plans that a study has measured."""
     with _view(where, study, phase) as view:
-        found = sorted(
-            (one for one in view.trials() if one.measurement is not None),
-            key=lambda one: (-((one.measurement and one.measurement.quality) or 0.0), one.number),
-        )[:count]
+        trials = {one.plan_hash: one for one in view.trials()}
+        found = [trials[one.plan_hash] for one in view.ranked()[:count]]
     rows = [_row(one) for one in found]
     if json:
         emit(rows)
@@ -176,6 +173,13 @@ def _room(view: StudyView, plan: Plan) -> dict[str, dict[str, int]]:
     left = space.budget.slack(plan, space.shape, None if speed is None else speed.amounts)
     limits = {limit.name: limit.maximum for limit in space.budget.limits}
     return {name: {"limit": limits[name], "left": amount} for name, amount in left.items()}
+
+
+def _shown(limit: str, amount: int) -> str:
+    """Return an amount of what a limit limits, e.g. of `decoder latency (measured)`."""
+    from circuitsearch.core.amounts import shown
+
+    return shown(limit.split()[-2], amount)
 
 
 def _row(trial: TrialRecord) -> dict[str, Any]:
@@ -229,6 +233,7 @@ def show_command(
         return
     import yaml
 
+    facts["slack"] = {name: _shown(name, one["left"]) for name, one in room.items()}
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
     people().print(text.rstrip(), markup=False)
 
@@ -257,8 +262,6 @@ def worker_command(
     """Work on a study until its budget is spent; start as many as there are machines or GPUs."""
     from .search import join_study
 
-    # What a scheduler sends before it takes the machine away: hand the plan back, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _opened(storage) as (opened, name):
         chosen = _named(opened, study or name)
         on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")
@@ -309,12 +312,14 @@ def copy_command(
 ) -> None:
     """Copy a study with all its results to another database, e.g. from SQLite to PostgreSQL."""
     from circuitsearch.search.storage.connection import close_storage, masked, open_storage
+    from circuitsearch.search.storage.view import StudyView
     from circuitsearch.search.transfer import copy
 
     with _opened(where) as (storage, known):
+        chosen = StudyView(storage, _named(storage, study or known)).name  # is there, or refused
         other = open_storage(target)
         try:
-            made = copy(storage, other, _named(storage, study or known), name)
+            made = copy(storage, other, chosen, name)
         finally:
             close_storage(other)
     people().print(f"study {made.name} is in {masked(str(other.url))}", markup=False)

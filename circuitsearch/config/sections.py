@@ -180,8 +180,12 @@ class SpaceConfig(Section):
     @classmethod
     def _composition(cls, plan: str | None) -> str | None:
         try:
-            if plan is not None and not Plan.parse(plan).sublayers:
+            named = None if plan is None else Plan.parse(plan)
+            if named is not None and not named.sublayers:
                 raise ValueError("it keeps nothing; name sub-layers, or leave the key out")
+            if named is not None and named != Plan.of(named.sublayers):
+                whole = Plan.of(named.sublayers)
+                raise ValueError(f"got {plan!r}, allowed are whole sub-layers: {str(whole)!r}")
         except PlanError as error:
             raise ValueError(str(error)) from None
         return plan
@@ -328,7 +332,7 @@ class StudyConfig(Section):
     storage: Text | None = Field(
         None, description="database URL; default SQLite in the output folder"
     )
-    lease_seconds: Positive = Field(
+    lease_seconds: Annotated[float, Field(ge=0.01, le=1e9, strict=True)] = Field(
         120, description="a worker that is silent for so long gives its plan back"
     )
 

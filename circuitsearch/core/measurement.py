@@ -15,7 +15,7 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.core.files import plain, record_fields
 
-__all__ = ["PHASES", "Measurement"]
+__all__ = ["PHASES", "Measurement", "merit"]
 
 PHASES = ("teacher", "elastic", "untrained", "short", "full")
 _SHARES = ("quality", "quality_low", "quality_high", "exact", "nted", "field_f1")
@@ -102,3 +102,8 @@ class Measurement:
             DataError: fields are missing or unknown, or a value is impossible.
         """
         return cls(**record_fields(cls, data))
+
+
+def merit(made: Measurement) -> tuple[float, float, str]:
+    """Return by what plans are ordered, best first: quality, then lower loss, then text."""
+    return (-(made.quality or 0.0), made.loss, made.plan)

@@ -37,7 +37,9 @@ def nearest(plan: Plan, space: Space, worths: Sequence[float]) -> Plan:
     for part in space.parts:
         keep = fitted.keep(part.sublayer)
         wanted += [] if keep is None else _units(part, keep)
-    further = sorted(set(range(len(space.units))) - {*wanted}, key=lambda u: (-worths[u], u))
+    # a stand-in costs little or nothing, so it would always fit
+    spare = {u for u, unit in enumerate(space.units) if not unit.alone or worths[u] > 0}
+    further = sorted(spare - {*wanted}, key=lambda u: (-worths[u], u))
     bits = take([*wanted, *further], space)
     if bits is None:
         raise InfeasibleError("No plan fits the budget; raise it")

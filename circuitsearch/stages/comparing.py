@@ -251,11 +251,17 @@ def _best(work: Workspace, study: Study, chosen: Study, passes: int) -> _Entry:
     config = work.config
     plan = best_of(chosen)
     source = next(t.source for t in study.trials() if t.plan_hash == plan.hash)
-    spent = [(len(study.measurements()), config.distill.steps)]
+    spent = [(_trained(study), config.distill.steps)]
     if chosen is not study and config.final.steps is not None:
-        spent.append((len(chosen.measurements()), config.final.steps))
+        spent.append((_trained(chosen), config.final.steps))
     if config.elastic.steps:
         # in steps of a student: its own may have other numbers of questions
         questions = config.elastic.steps * config.elastic.batch
         spent.append((1, math.ceil(questions / config.distill.batch)))
     return _Entry(plan, source, SearchCost(tuple(spent), passes))
+
+
+def _trained(study: Study) -> int:
+    """Return the trainings of a study, those that failed included."""
+    status = study.status()
+    return status.measured + status.failed

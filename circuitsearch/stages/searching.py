@@ -11,7 +11,7 @@ import torch
 from optuna.storages import RDBStorage
 
 from circuitsearch import __version__
-from circuitsearch.core.errors import ConfigError, StoppedError
+from circuitsearch.core.errors import ConfigError, StoppedError, TrainingError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import Work
@@ -160,7 +160,7 @@ def _teller(
     """Return what says each trial's result, with the best so far; say how far the study is."""
 
     def budget() -> float:
-        ranked = _ranked(study)
+        ranked = study.ranked()
         found = f"best {ranked[0].quality or 0.0:.3f} {ranked[0].plan}" if ranked else ""
         spent(min(len(ranked), trainings), trainings, found)
         return (ranked[0].quality or 0.0) if ranked else 0.0
@@ -192,7 +192,7 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
     if settings.promote == 0 or steps is None:
         return study
     phase = study.phase(PROMOTED, trainer.objective(steps))
-    chosen = _ranked(study)[: settings.promote]
+    chosen = study.ranked()[: settings.promote]
 
     def evaluate(plan: Plan, source: str) -> Measurement:
         return trainer.measured(
@@ -202,8 +202,9 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
     sources = {trial.plan_hash: trial.source for trial in study.trials()}
     plans = [(Plan.parse(one.plan), sources[one.plan_hash]) for one in chosen]
     admit = admission(work, trainer.teacher, study.space)
-    # those promoted before more plans were found stay, and count
-    earlier = {made.plan_hash for made in phase.measurements()}
+    # Those promoted before more plans were found stay, and count; what an interrupted promotion
+    # left queued comes first, so it counts too.
+    earlier = {trial.plan_hash for trial in phase.trials() if trial.state != "failed"}
     trainings = len(earlier.union(one.plan_hash for one in chosen))
     with work.say.budget(f"full distillation of the best {len(plans)}") as spent:
         ending = phase.run(
@@ -227,18 +228,18 @@ def _stopped(work: Workspace) -> StoppedError:
     )
 
 
-def _ranked(study: Study) -> list[Measurement]:
-    """Return measurements, best first: quality, then loss, then text."""
-    return sorted(study.measurements(), key=lambda m: (-(m.quality or 0.0), m.loss, m.plan))
-
-
 def best_of(study: Study) -> Plan:
     """Return the plan that the search hands over: best quality, then lowest loss, then text.
 
     Raises:
-        ConfigError: Nothing was measured.
+        TrainingError: Nothing was measured.
     """
-    ranked = _ranked(study)
-    if not ranked:
-        raise ConfigError("search: no student was trained, so there is no best one")
-    return Plan.parse(ranked[0].plan)
+    best = study.best()
+    if best is None:
+        failed = study.status().failed
+        raise TrainingError(
+            f"search: no student was trained to the end, so there is none to hand over ({failed} "
+            "trainings failed; `circuitsearch show` tells why); change `distill` and begin another "
+            "study"
+        )
+    return Plan.parse(best.plan)

@@ -29,10 +29,11 @@ from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import StorageError
 from circuitsearch.core.text import drop_passwords, hide_passwords
-from circuitsearch.search.storage.tables import metadata
+from circuitsearch.search.storage.tables import metadata, studies
 
 __all__ = [
     "READ_ONLY",
+    "check_holds_studies",
     "close_storage",
     "is_there",
     "masked",
@@ -152,6 +153,30 @@ def is_there(url_or_path: str | os.PathLike[str]) -> bool:
     """
     url = storage_url(url_or_path)
     return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
+
+
+def check_holds_studies(url_or_path: str | os.PathLike[str]) -> None:
+    """Refuse a database without our tables, which opening it would write there.
+
+    One that cannot be looked into passes: `open_storage` says why.
+
+    Raises:
+        StorageError: it holds no study.
+    """
+    url = storage_url(url_or_path)
+    try:
+        engine = sa.create_engine(url)
+        try:
+            known = sa.inspect(engine).has_table(studies.name)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError):
+        return
+    if not known:
+        raise StorageError(
+            f"Storage {masked(url)} holds no study; give the database of a search, e.g. study.db "
+            "in its output folder"
+        )
 
 
 def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) -> RDBStorage:

@@ -119,12 +119,15 @@ def locked(storage: RDBStorage, study: str) -> Iterator[Locked]:
 
 @contextmanager
 def reading(storage: RDBStorage) -> Iterator[sa.Connection]:
-    """Open a transaction that only reads, and on SQLite waits for no writer.
+    """Open a transaction that only reads, as of one moment, and on SQLite waits for no writer.
 
     Raises:
         StorageError: the database fails.
     """
-    engine = storage.engine.execution_options(**{READ_ONLY: True})
+    options: dict[str, Any] = {READ_ONLY: True}
+    if storage.engine.dialect.name != "sqlite":  # there every transaction sees one moment
+        options["isolation_level"] = "REPEATABLE READ"
+    engine = storage.engine.execution_options(**options)
     with _turn(storage), storage_errors(storage.url), engine.begin() as connection:
         yield connection
 

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 
 from circuitsearch.core.errors import ConfigError, StorageError, choice_problem
 from circuitsearch.core.files import canonical_json, content_hash
-from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.measurement import Measurement, merit
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
@@ -126,6 +126,11 @@ class StudyView:
         self.objective: dict[str, Any] = stored.identity["objective"]
         if phase is not None:
             known = read_phases(storage, name)
+            if not known:
+                raise ConfigError(
+                    f"Study {name!r}: it has no phase {phase!r} yet; a search with search.promote "
+                    "opens one when its short trainings are done"
+                )
             if phase not in known:
                 raise ConfigError(choice_problem(f"Phase of study {name!r}", phase, list(known)))
             self.objective = known[phase]
@@ -167,9 +172,13 @@ class StudyView:
         """Return the measurements in the order of their trials."""
         return [one.measurement for one in self.trials() if one.measurement is not None]
 
+    def ranked(self) -> list[Measurement]:
+        """Return the measurements, best first: highest quality, then lowest loss, then text."""
+        return sorted(self.measurements(), key=merit)
+
     def best(self) -> Measurement | None:
-        """Return the measurement of highest quality, the earliest on a tie; None without any."""
-        return max(self.measurements(), key=lambda one: one.quality or 0.0, default=None)
+        """Return the best measurement (`ranked`); None without any."""
+        return min(self.measurements(), key=merit, default=None)
 
     def status(self) -> StudyStatus:
         """Return the number of trials per state; plans are refused in the search, in no phase."""

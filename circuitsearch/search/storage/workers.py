@@ -60,8 +60,21 @@ def is_dead(name: str) -> bool:
     if not dot or not start.startswith(f"{place}-"):
         return False  # another machine, container or boot under this host name
     pid = int(parts[1])
-    # Of our own process: that run has ended, since it is not among those alive.
-    return pid == os.getpid() or _start(pid) != start
+    if pid == os.getpid():
+        return True  # that run has ended, since it is not among those alive
+    found = _start(pid)
+    return found != start if found is not None else not _hidden(pid)
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is a process of another user that /proc does not show (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -24,7 +24,8 @@ _QUESTIONS_OF_HEADS = 32
 def finercut(case: Case, distance: str) -> tuple[Proposal, ...]:
     """Propose the plan of the greedy removal.
 
-    Scores are the distances at which units were removed; units that stay have none.
+    Scores are the distances at which units were removed, also of those that fit after all; units
+    that were never removed have none.
 
     Args:
         case: what is pruned.
@@ -57,7 +58,5 @@ def finercut(case: Case, distance: str) -> tuple[Proposal, ...]:
         gone.append([chosen])
         scores[units.all[chosen].name] = value
     kept, back = taken_back(case, kept, gone)
-    stay = {units.all[index].name for index in kept}
-    scores = {name: value for name, value in scores.items() if name not in stay}
     passes = judge.passes
     return (proposal(case, kept, scores=scores, notes=notes + back, passes=passes),)
