@@ -157,3 +157,42 @@ def test_the_database_lies_beside_everything_else_of_the_search(
     searched(Path("~mine"))  # the user's home folder in a shell, a name like any other here
     assert (tmp_path / "~mine" / "study.db").exists()
     assert told("status", "~mine")["measured"] == 2
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.db"
+    with contextlib.closing(sqlite3.connect(notes)) as connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+        connection.commit()
+    before = notes.read_bytes()
+    (tmp_path / "empty.db").touch()
+    for path in (notes, tmp_path / "empty.db"):
+        for arguments in (("status", path), ("top", path), ("study", "list", path)):
+            assert "holds no study" in here(*arguments, code=4).stderr
+    assert notes.read_bytes() == before
+    assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+def test_of_equal_quality_the_lower_loss_is_best_everywhere(tmp_path: Path) -> None:
+    database = tmp_path / "study.db"
+    storage = open_storage(database)
+    losses = iter((0.5, 0.3, 0.4))
+
+    def equal(plan: Plan, source: str) -> Measurement:
+        return replace(evaluate(plan, source), quality=0.6, loss=next(losses))
+
+    study = Study.open(storage, "mine", SPACE, {"steps": 3}, 1, "random")
+    study.run(equal, 3)
+    expected = [study.trials()[place].plan for place in (1, 2, 0)]
+    close_storage(storage)
+    assert [row["plan"] for row in told("top", database)] == expected
+    assert told("status", database)["best"]["plan"] == expected[0]
+    assert told("study", "list", database)[0]["best_plan"] == expected[0]
+
+
+def test_a_copy_of_no_study_makes_no_database(tmp_path: Path) -> None:
+    path = searched(tmp_path / "mine")
+    copied = ("study", "copy", path, tmp_path / "new.db", "--study", "typo")
+    assert "typo" in here(*copied, code=2).stderr
+    assert not (tmp_path / "new.db").exists()
+    assert "no phase 'full' yet" in here("status", path, "--phase", "full", code=2).stderr

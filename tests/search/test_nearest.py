@@ -49,6 +49,16 @@ def test_any_plan_comes_back_feasible(name: str) -> None:
         assert space.feasible(nearest(drawn(free, seed), space, nothing))
 
 
+def test_stand_ins_of_no_worth_are_not_put_in() -> None:
+    space = make_space("31.25%", choices=SPACES["replaced"])
+    worths = [-1.0 if unit.alone else 1.0 for unit in space.units]
+    free = make_space("31.25%", choices=SPACES["counts"])
+    alone = {unit.name for unit in space.units if unit.alone}
+    assert alone
+    for seed in range(40):
+        assert not kept(space, nearest(drawn(free, seed), space, worths)) & alone
+
+
 def test_heads_are_as_many_or_the_same_and_widths_the_next_smaller() -> None:
     plan = Plan.parse("S0[1] M0:11 C3[0-1]")
     for name, expected in (("counts", "S0[2] M0:8 C3[0,2]"), ("heads", "S0[1] M0:8 C3[0-1]")):

@@ -24,7 +24,7 @@ from circuitsearch.search import transfer
 from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.storage.ledger import Terms
 from circuitsearch.search.storage.tables import SCHEMA, results
-from circuitsearch.search.storage.transactions import LEGACY
+from circuitsearch.search.storage.transactions import LEGACY, reading
 from circuitsearch.search.storage.view import StudyView
 from circuitsearch.search.study import Study
 from circuitsearch.search.transfer import backup, copy, fork, list_studies
@@ -143,6 +143,25 @@ def test_a_copy_goes_on_like_the_original(database: Path, postgres: str) -> None
     assert content(copy(source, source, "study", "again")) == content(original)
     close_storage(source)
     close_storage(target)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_what_is_read_together_is_of_one_moment(
+    where: str, database: Path, postgres: str, name: str
+) -> None:
+    place = str(database) if where == "sqlite" else postgres
+    storage, other = open_storage(place), open_storage(place)
+    study = opened(storage, name)
+    study.run(evaluate, 2)
+    count = sa.select(sa.func.count()).select_from(results)
+    with reading(storage) as connection:
+        before = connection.scalar(count)
+        Study.attach(other, name, {"a": "1"}).run(evaluate, 3)
+        assert connection.scalar(count) == before
+    with reading(storage) as connection:
+        assert connection.scalar(count) == (before or 0) + 1
+    close_storage(other)
+    close_storage(storage)
 
 
 def test_a_fork_with_the_same_objective_keeps_the_results(memory: RDBStorage, name: str) -> None:

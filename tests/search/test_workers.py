@@ -48,6 +48,19 @@ def test_only_what_surely_died_is_dead() -> None:
         assert not is_dead(unknown)
 
 
+def test_a_process_that_proc_hides_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError if pid == hidden else ProcessLookupError
+
+    with worker_name() as name:
+        host, _, start = name.rsplit(":", 2)
+    hidden = os.getppid()
+    monkeypatch.setattr(workers, "_start", lambda pid: None)
+    monkeypatch.setattr(os, "kill", kill)
+    assert not is_dead(f"{host}:{hidden}:{start}")
+    assert is_dead(f"{host}:{hidden + 1}:{start}")
+
+
 def test_a_process_that_nobody_has_waited_for_is_dead() -> None:
     child = multiprocessing.get_context("spawn").Process(target=os.getpid)
     child.start()

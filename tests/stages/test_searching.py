@@ -12,10 +12,13 @@ from circuitsearch.core.errors import ConfigError, StoppedError
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.searching import best_of
+from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.workspace import CONFIG_FILE, Workspace
 
 
-def pipeline(folder: Path, teacher: Path, *, trainings: int, steps: int = 2) -> Pipeline:
+def pipeline(
+    folder: Path, teacher: Path, *, trainings: int, steps: int = 2, promote: int = 1
+) -> Pipeline:
     """What a newly started process has."""
     config = SearchConfig.model_validate(
         {
@@ -29,7 +32,7 @@ def pipeline(folder: Path, teacher: Path, *, trainings: int, steps: int = 2) -> 
             "exhaustive": {"top": 1},
             "search": {
                 "trainings": trainings,
-                "promote": 1,
+                "promote": promote,
                 "sampler": "random",
                 **{f"warm_{name}": 0 for name in ("scores", "edges", "pairs")},
             },
@@ -53,6 +56,24 @@ def test_a_better_plan_that_is_found_later_is_promoted_too(
     (first, _), (second, promoted) = found
     assert first != second  # or this test says nothing
     assert promoted == {first.hash, second.hash}
+
+
+def test_an_interrupted_promotion_keeps_no_better_plan_out(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    first = pipeline(tmp_path, tiny_folder, trainings=3, promote=2)
+    before = best_of(first.study)
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentTrainer, "measured", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _ = first.chosen
+    later = pipeline(tmp_path, tiny_folder, trainings=12, promote=2)
+    ranked = [one.plan_hash for one in later.study.ranked()]
+    assert ranked[0] != before.hash  # or this test says nothing
+    assert {*ranked[:2]} <= {one.plan_hash for one in later.chosen.measurements()}
 
 
 def test_nothing_is_handed_over_while_the_study_is_asked_to_stop(
