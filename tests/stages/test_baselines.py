@@ -71,12 +71,13 @@ def test_proposals_are_kept_and_read_back(
     assert [one.to_json() for _, one in again] == [one.to_json() for _, one in found]
     masks = [one.masks for _, one in again if one.masks is not None]
     assert len(masks) == 1
-    # lost masks are made again
-    for path in work.config.work.rglob("*.safetensors"):
-        path.unlink()
-    (_, once_more), *_ = propose(work, tiny_teacher, features, whole, ["wanda-unstructured"])
-    assert once_more.masks is not None
-    assert once_more.masks.fingerprint == masks[0].fingerprint
+    # lost or damaged masks are made again
+    for spoil in (Path.unlink, lambda path: path.write_bytes(b"damaged")):
+        for path in work.config.work.rglob("*.safetensors"):
+            spoil(path)
+        (_, once_more), *_ = propose(work, tiny_teacher, features, whole, ["wanda-unstructured"])
+        assert once_more.masks is not None
+        assert once_more.masks.fingerprint == masks[0].fingerprint
 
 
 def test_heads_where_the_space_has_them_and_notes_where_nothing_fits(

@@ -139,8 +139,16 @@ def test_an_unwritable_folder_is_a_storage_error(tiny_teacher: Teacher, tmp_path
 def test_missing_and_foreign_folders_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         load_student(tmp_path)
-    with pytest.raises(ConfigError, match="carries no plan"):
+    with pytest.raises(ConfigError, match=rf"{tiny_folder.name}.*carries no plan; give a student"):
         load_student(tiny_folder)
+
+
+def test_a_plan_that_is_no_plan_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["decoder"]["plan"] = ["S0", "C0", "M0", "C3"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="layer 0: got 'S0', allowed is what it keeps by part"):
+        load_student(folder)
 
 
 def test_a_damaged_table_of_tokens_is_refused(tiny_teacher: Teacher, tmp_path: Path) -> None:
