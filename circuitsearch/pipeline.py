@@ -230,6 +230,7 @@ class Pipeline:
         Returns:
             The content of `result.json`.
         """
+        stages.check_storage(self.work)
         self.teacher, self.space, self.pages, self.features  # noqa: B018  # refuse faults first
         circuit = self.circuit
         found = self.rows, self.study, self.chosen, self.scores, circuit

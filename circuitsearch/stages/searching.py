@@ -18,7 +18,7 @@ from circuitsearch.progress import Work
 from circuitsearch.search import transfer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage.connection import open_storage
+from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.search.storage.view import StudyStatus, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
 from circuitsearch.workspace import Workspace
@@ -71,6 +71,16 @@ def _settings(work: Workspace, space: Space, prior: Prior, trainer: StudentTrain
         "versions": versions(),
         "goal": config.search.objective,
     }
+
+
+def check_storage(work: Workspace) -> None:
+    """Refuse a database that cannot be opened before anything is computed for it.
+
+    Raises:
+        StorageError: It cannot be opened.
+    """
+    if work.config.search.storage is not None:
+        close_storage(open_storage(work.config.database))
 
 
 def search(

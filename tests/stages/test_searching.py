@@ -8,7 +8,7 @@ import pytest
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import load_config
-from circuitsearch.core.errors import ConfigError, StoppedError
+from circuitsearch.core.errors import ConfigError, StoppedError, StorageError
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.searching import best_of
@@ -56,6 +56,17 @@ def test_a_better_plan_that_is_found_later_is_promoted_too(
     (first, _), (second, promoted) = found
     assert first != second  # or this test says nothing
     assert promoted == {first.hash, second.hash}
+
+
+def test_a_database_that_cannot_be_opened_is_refused_first(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    made = pipeline(tmp_path / "out", tiny_folder, trainings=1)
+    search = made.work.config.search.model_copy(update={"storage": str(tmp_path / "no" / "s.db")})
+    config = made.work.config.model_copy(update={"search": search})
+    with pytest.raises(StorageError, match="does not exist"):
+        Pipeline(Workspace(config, QuietReporter())).run()
+    assert not (tmp_path / "out" / "work").exists()
 
 
 def test_an_interrupted_promotion_keeps_no_better_plan_out(
