@@ -232,6 +232,7 @@ class Pipeline:
         """
         stages.check_storage(self.work)
         self.teacher, self.space, self.pages, self.features  # noqa: B018  # refuse faults first
+        stages.check_study(self.work, self.space, self.trainer)
         circuit = self.circuit
         found = self.rows, self.study, self.chosen, self.scores, circuit
         result = stages.report(self.work, self.trainer, *found, self.pages["final"])

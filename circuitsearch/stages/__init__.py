@@ -14,7 +14,7 @@ from .inputs import compute_features, documents, fit, load, plan_space
 from .pricing import measure_time, price
 from .ranking import Ranking, interpolated, mixed, rank, train_elastic
 from .reporting import card_facts, hand_over, outputs, preview, report
-from .searching import check_fork, check_storage, fork, join, promote, search, versions
+from .searching import check_fork, check_storage, check_study, fork, join, promote, search, versions
 from .speeds import measure_onnx
 from .spending import passes_before
 from .submission import answer_file
@@ -30,6 +30,7 @@ __all__ = [
     "card_facts",
     "check_fork",
     "check_storage",
+    "check_study",
     "chosen_analyses",
     "compare",
     "compute_features",

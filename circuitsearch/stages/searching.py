@@ -18,8 +18,14 @@ from circuitsearch.progress import Work
 from circuitsearch.search import transfer
 from circuitsearch.search.samplers import Objective, Prior
 from circuitsearch.search.space import Space
-from circuitsearch.search.storage.connection import close_storage, open_storage
-from circuitsearch.search.storage.view import StudyStatus, TrialRecord, differences
+from circuitsearch.search.storage.connection import close_storage, is_there, open_storage
+from circuitsearch.search.storage.registration import check_unchanged
+from circuitsearch.search.storage.view import (
+    StudyStatus,
+    TrialRecord,
+    differences,
+    study_identity,
+)
 from circuitsearch.search.study import Ending, Study
 from circuitsearch.workspace import Workspace
 
@@ -27,7 +33,17 @@ from .speeds import admission
 from .training import StudentTrainer
 from .warm import WarmPlans
 
-__all__ = ["best_of", "check_fork", "fork", "join", "promote", "search", "versions"]
+__all__ = [
+    "best_of",
+    "check_fork",
+    "check_storage",
+    "check_study",
+    "fork",
+    "join",
+    "promote",
+    "search",
+    "versions",
+]
 
 PROMOTED = "full"
 """Name of the study's phase in which the best plans are distilled in full."""
@@ -81,6 +97,27 @@ def check_storage(work: Workspace) -> None:
     """
     if work.config.search.storage is not None:
         close_storage(open_storage(work.config.database))
+
+
+def check_study(work: Workspace, space: Space, trainer: StudentTrainer) -> None:
+    """Refuse settings that the study was not begun with before its prior is paid for.
+
+    Raises:
+        ConfigError: They differ; every field is named.
+        StorageError: The database fails.
+    """
+    config = work.config
+    if not is_there(config.database):
+        return
+    objective = trainer.objective(config.distill.steps)
+    about = study_identity(
+        space, objective, config.seed, config.sampler, None, config.search.objective
+    )
+    storage = open_storage(config.database)
+    try:
+        check_unchanged(storage, config.name, about)
+    finally:
+        close_storage(storage)
 
 
 def search(

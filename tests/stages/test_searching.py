@@ -69,6 +69,16 @@ def test_a_database_that_cannot_be_opened_is_refused_first(
     assert not (tmp_path / "out" / "work").exists()
 
 
+def test_changed_settings_are_refused_before_anything_is_paid_for(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pipeline(tmp_path, tiny_folder, trainings=1).study.status().measured == 1
+    again = pipeline(tmp_path, tiny_folder, trainings=1, steps=1)
+    monkeypatch.setattr(Pipeline, "circuit", property(lambda _: pytest.fail("drawn")))
+    with pytest.raises(ConfigError, match=r"(?s)other settings.*distill\.steps"):
+        again.run()
+
+
 def test_an_interrupted_promotion_keeps_no_better_plan_out(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

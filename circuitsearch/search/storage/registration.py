@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +24,7 @@ from circuitsearch.search.storage.transactions import (
 )
 from circuitsearch.search.storage.view import StudyView, differences
 
-__all__ = ["add_phase", "check_versions", "register"]
+__all__ = ["add_phase", "check_unchanged", "check_versions", "register"]
 
 
 def register(
@@ -49,7 +49,25 @@ def register(
         mirror.check(new=True)
         create_study(storage, name, identity, config, versions)
         stored = read_study(storage, name)
-    changed = differences(stored.identity, identity)
+    _refuse_other(storage, name, differences(stored.identity, identity))
+    _update(storage, name, config, versions)
+    mirror.prepare()
+
+
+def check_unchanged(storage: RDBStorage, name: str, identity: Mapping[str, Any]) -> None:
+    """Refuse what `register` would refuse, as far as it is known without the prior.
+
+    Raises:
+        ConfigError: there is a study of that name about something else.
+        StorageError: the database fails.
+    """
+    stored = find_study(storage, name)
+    if stored is not None:
+        known = {**stored.identity, "prior": identity["prior"]}
+        _refuse_other(storage, name, differences(known, identity))
+
+
+def _refuse_other(storage: RDBStorage, name: str, changed: Sequence[str]) -> None:
     if changed:
         lines = "\n".join(f"  - {line}" for line in changed[:40])
         raise ConfigError(
@@ -58,8 +76,6 @@ def register(
             "this search another name and output folder; or do that and take the results and best "
             "plans along: circuitsearch study fork NEW.yaml FOLDER, the folder being this search's"
         )
-    _update(storage, name, config, versions)
-    mirror.prepare()
 
 
 def check_versions(view: StudyView, versions: Mapping[str, Any] | None) -> None:
