@@ -231,6 +231,23 @@ def test_random_fill_reaches_all_units() -> None:
     assert np.array(sorted(taken)).any(axis=0).all()
 
 
+@pytest.mark.parametrize(
+    "kind", [RandomSampler, EvolutionSampler, TPERepairedSampler, NSGA2Sampler]
+)
+def test_plans_that_put_nothing_in_are_reached_too(kind: type[FeasibleSampler]) -> None:
+    """A stand-in costs hardly anything, and filling up would put it in everywhere."""
+    space = make_space("31.25%", choices=Choices(replacements=("mean",)))
+    sampler, found = kind(space, None, 0), list[tuple[int, ...]]()
+    for _ in range(40):
+        plans = np.array(found, dtype=float).reshape(len(found), len(space.units))
+        history = History(plans, np.arange(len(found), dtype=float), frozenset(found))
+        found.append(sampler.propose(history))
+    empty = [
+        any(not any(bits[unit] for unit in part.indices) for part in space.parts) for bits in found
+    ]
+    assert sum(empty) > 20
+
+
 def test_misuse_is_refused() -> None:
     with pytest.raises(InfeasibleError):
         RandomSampler(make_space("1%"), None, 0)

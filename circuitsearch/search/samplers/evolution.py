@@ -68,4 +68,6 @@ def swapped(parent: Bits, space: Space, rng: np.random.Generator, swaps: int) ->
     wanted = rng.permutation(skipped)[:swaps].tolist()
     stays = [unit for unit in kept if unit not in dropped]
     rest = rng.permutation([u for u in skipped if u not in wanted]).tolist()
-    return take([*wanted, *stays, *rest, *sorted(dropped)], space)
+    # a stand-in costs little or nothing: as filling it would always come back
+    filling = [unit for unit in [*rest, *sorted(dropped)] if not space.units[unit].alone]
+    return take([*wanted, *stays, *filling], space)

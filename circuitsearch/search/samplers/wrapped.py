@@ -82,8 +82,10 @@ class RepairedSampler(FeasibleSampler):
         scores = self.scores if self.scores is not None else np.zeros(len(wish))
         spread = float(scores.std()) or 1.0
         noisy = scores / spread + rng.gumbel(size=len(wish))
-        order = np.lexsort((-noisy, -wish))
-        return take(order.tolist(), space)
+        order = np.lexsort((-noisy, -wish)).tolist()
+        # a stand-in costs little or nothing: unless it is wished for, it is left out
+        found = take([u for u in order if wish[u] or not space.units[u].alone], space)
+        return take(order, space) if found is None else found
 
     def replay(self, history: History) -> None:
         """Bring the private study up to the history."""
