@@ -85,7 +85,7 @@ def compare(
         The teacher's row, then the students', best first.
     """
     lost: list[str] = []  # rows without a student
-    entries = _exhaustive(work, trainer, untrained, study)
+    entries = _exhaustive(work, trainer, untrained, study, lost)
     for name, (method, group) in _groups(baselines).items():
         with _noting(name, lost):
             drawn = BASELINES[method].kind == "draws"
@@ -162,9 +162,12 @@ def _without(failed: Sequence[str]) -> list[str]:
 
 
 def _exhaustive(
-    work: Workspace, trainer: StudentTrainer, untrained: Ranking, study: Study
+    work: Workspace, trainer: StudentTrainer, untrained: Ranking, study: Study, lost: list[str]
 ) -> dict[str, _Entry]:
-    """Return the best plans of the exhaustive ranking, and those of short distillation."""
+    """Return the best plans of the exhaustive ranking, and those of short distillation.
+
+    Where none of the latter could be trained, `lost` is told why.
+    """
     settings, steps = work.config.exhaustive, work.config.distill.steps
     first = _within(work, trainer, study, untrained, max(settings.top, settings.short))
     passes = len(untrained) * trainer.questions("select")
@@ -177,6 +180,8 @@ def _exhaustive(
         for plan in first[: settings.short]:
             with _noting(str(plan), failed):
                 tried.append(trainer(plan, "exhaustive"))
+        if not tried:
+            lost += [f"D1, short distillation: {one}" for one in failed]
         cost = SearchCost(((len(tried) + len(failed), steps),), passes)
         tried.sort(key=lambda made: (-(made.quality or 0.0), made.loss, made.plan))
         for place, made in enumerate(tried[: settings.top]):

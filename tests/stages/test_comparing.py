@@ -158,6 +158,19 @@ def test_a_training_that_fails_ends_no_comparison(
     )
 
 
+def test_short_trainings_that_all_fail_leave_a_note(
+    made: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(self: Any, plan: Plan, source: str) -> Any:
+        raise TrainingError("Distillation: diverged at once")
+
+    monkeypatch.setattr(type(made.trainer), "__call__", call)
+    given = made.untrained, [], made.study, made.chosen, made.scores.passes
+    rows = {one.name: one for one in compare(made.work, made.trainer, *given)}
+    assert not [name for name in rows if name.startswith("D")]
+    assert any("left out: D1, short distillation: " in note for note in rows["best"].notes)
+
+
 def test_single_weights_say_that_they_are_zeros(made: Pipeline) -> None:
     unstructured = row(made, "magnitude-unstructured")
     assert (unstructured.parameters_share, unstructured.macs_share) == (1.0, 1.0)
