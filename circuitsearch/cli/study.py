@@ -312,11 +312,12 @@ def copy_command(
 ) -> None:
     """Copy a study with all its results to another database, e.g. from SQLite to PostgreSQL."""
     from circuitsearch.search.storage.connection import close_storage, masked, open_storage
-    from circuitsearch.search.storage.view import StudyView
+    from circuitsearch.search.storage.transactions import read_study
     from circuitsearch.search.transfer import copy
 
     with _opened(where) as (storage, known):
-        chosen = StudyView(storage, _named(storage, study or known)).name  # is there, or refused
+        chosen = _named(storage, study or known)
+        read_study(storage, chosen)  # refused before the target is made
         other = open_storage(target)
         try:
             made = copy(storage, other, chosen, name)

@@ -180,14 +180,14 @@ class SpaceConfig(Section):
     @classmethod
     def _composition(cls, plan: str | None) -> str | None:
         try:
-            named = None if plan is None else Plan.parse(plan)
-            if named is not None and not named.sublayers:
-                raise ValueError("it keeps nothing; name sub-layers, or leave the key out")
-            if named is not None and named != Plan.of(named.sublayers):
-                whole = Plan.of(named.sublayers)
-                raise ValueError(f"got {plan!r}, allowed are whole sub-layers: {str(whole)!r}")
+            named = Plan.parse(plan or "")
         except PlanError as error:
             raise ValueError(str(error)) from None
+        if plan is not None and not named.sublayers:
+            raise ValueError("it keeps nothing; name sub-layers, or leave the key out")
+        whole = Plan.of(named.sublayers)
+        if named != whole:
+            raise ValueError(f"got {plan!r}, allowed are whole sub-layers: {str(whole)!r}")
         return plan
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from circuitsearch.cli.main import app
+from circuitsearch.cli.shell import on_interrupt
 from circuitsearch.config import SearchConfig
 from circuitsearch.config.template import dotted_keys
 from circuitsearch.configfile import load_config
@@ -117,3 +119,13 @@ def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "\x1b[31m" not in done.stderr
+
+
+def test_what_a_scheduler_sends_counts_as_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        on_interrupt("circuitsearch resume x")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

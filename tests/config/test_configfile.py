@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from circuitsearch.config import SearchConfig, StudyConfig
-from circuitsearch.configfile import dump_config, load_config
+from circuitsearch.configfile import check_config, dump_config, load_config
 from circuitsearch.core.errors import ConfigError
 
 GOOD = """\
@@ -190,3 +190,12 @@ def test_methods_to_begin_with_are_refused_together_and_follow_the_space_as_the_
         given = {"name": "a", "output": "b", "budget": budget, "space": space}
         config = SearchConfig.model_validate({**given, "search": {"warm_baselines": named}})
         assert (config.warm_baselines, config.sampler) == (expected, sampler)
+
+
+@pytest.mark.parametrize(
+    ("plan", "whole"),
+    [("S0 C3[0-1]", "S0 C3"), ("S0 M1:8 C3", "S0 M1 C3"), ("M0=mean C3", "M0 C3")],
+)
+def test_a_composition_names_whole_sub_layers(plan: str, whole: str) -> None:
+    with pytest.raises(ConfigError, match=f"allowed are whole sub-layers: '{whole}'"):
+        check_config({"name": "x", "space": {"within": plan}}, "x")

@@ -70,11 +70,9 @@ def _hidden(pid: int) -> bool:
     """Whether there is a process of another user that /proc does not show (`hidepid`)."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False  # ours, and /proc shows ours: it has ended and nobody has waited for it
 
 
 @contextmanager
