@@ -138,7 +138,7 @@ class Pipeline:
     @property
     def _listed(self) -> bool:
         """Whether every feasible plan is ranked, not a sample of them."""
-        return self.space.count() <= self.work.config.exhaustive.plans
+        return not self.space.exceeds(self.work.config.exhaustive.plans)
 
     def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
         return stages.rank(

@@ -110,7 +110,7 @@ def drawn(space: Space, seed: int, heights: Sequence[float] | None = None) -> Pl
 
 
 def _uniform(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
-    if space.count() > LISTED:
+    if space.exceeds(LISTED):
         return lambda step: drawn(space, seed_from(seed, step))
     plans = list(space.enumerate())
     return lambda step: plans[seed_from(seed, step) % len(plans)]
@@ -128,7 +128,7 @@ def _sandwich(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
 
 
 def _weighted(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
-    if space.count() > LISTED:
+    if space.exceeds(LISTED):
         scaled = _standardised(worths)
         return lambda step: drawn(space, seed_from(seed, step), scaled)
     plans = list(space.enumerate())
@@ -144,7 +144,7 @@ def _weighted(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
 
 
 def _even(space: Space, seed: int, worths: Sequence[float]) -> PlanOfStep:
-    if space.count() > LISTED:
+    if space.exceeds(LISTED):
         heights = _even_heights(space, seed)
         return lambda step: drawn(space, seed_from(seed, step), heights)
     plans = list(space.enumerate())
@@ -208,7 +208,7 @@ def _ends(space: Space, seed: int) -> tuple[PlanOfStep, PlanOfStep]:
 
     Size is the sum of a plan's shares of all limits, or its number of units without limits.
     """
-    if space.count() <= LISTED:
+    if not space.exceeds(LISTED):
         sizes = {plan: _size(space, space.bits(plan)) for plan in space.enumerate()}
         ends = []
         for end in (max(sizes.values()), min(sizes.values())):

@@ -229,6 +229,10 @@ class Space:
         """Return the number of feasible plans, exactly, without enumerating them."""
         return self._tree.count
 
+    def exceeds(self, number: int) -> bool:
+        """Whether there are more feasible plans than `number`; faster than counting them all."""
+        return self._tree.exceeds(number)
+
     def possible(self) -> bool:
         """Whether any plan is feasible; `check` says why none is."""
         return self._tree.root is not None

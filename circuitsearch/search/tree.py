@@ -123,9 +123,25 @@ class PlanTree:
     @cached_property
     def count(self) -> int:
         """The number of feasible plans, exactly, without enumerating them."""
+        *_, total = self._beginnings()
+        return total
+
+    def exceeds(self, number: int) -> bool:
+        """Whether there are more feasible plans than `number`.
+
+        Counting ends as soon as that is known: every beginning leads to one plan at least.
+        """
+        return any(beginnings > number for beginnings in self._beginnings())
+
+    def _beginnings(self) -> Iterator[int]:
+        """Yield how many beginnings of feasible plans there are, one part longer each time."""
         # Ways to reach each state (what remains, whether the page is read), part by part. What
         # stands for a whole beginning starts from the one state in which nothing is kept.
-        states: Counter[tuple[Costs, bool]] = Counter({(self._capacity, False): 1})
+        states: Counter[tuple[Costs, bool]] = Counter()
+        if self.root is not None:
+            states[self._capacity, False] = 1
+        yield states.total()
+        ample = self._ample()
         for place, part in enumerate(self._parts):
             choices = self._choices(place)
             following: Counter[tuple[Costs, bool]] = Counter()
@@ -133,13 +149,26 @@ class PlanTree:
                 for (price, reads), times in choices.items():
                     left = minus(remaining, price)
                     if self._completable(left, read or reads, place + 1):
+                        left = tuple(map(min, left, ample[place + 1]))
                         following[left, read or reads] += ways * times
             for index, unit in zip(part.indices, part.units, strict=True):
                 left = minus(self._capacity, self._columns[index])
                 if unit.prefix and self._completable(left, False, place + 1):
+                    left = tuple(map(min, left, ample[place + 1]))
                     following[left, False] += 1
             states = following
-        return sum(ways for (_, read), ways in states.items() if read)
+            yield states.total()
+
+    def _ample(self) -> list[Costs]:
+        """Return, before each part and after the last, what no choice of the rest can exceed.
+
+        Having that much left is the same as having more: such states are counted together.
+        """
+        ample = [(0,) * len(self._capacity)]
+        for place in reversed(range(len(self._parts))):
+            prices = [price for price, _ in self._choices(place)]
+            ample.append(plus(ample[-1], tuple(map(max, *prices, prices[0]))))
+        return ample[::-1]
 
     def _choices(self, place: int) -> Counter[tuple[Costs, bool]]:
         """Return the choices for a part by cost and reading, with how often each occurs.

@@ -175,13 +175,12 @@ def rank(
     )
 
     def compute() -> list[list[Any]]:
-        total = space.count()
-        if total <= limit:
+        if not space.exceeds(limit):
             plans = list(space.enumerate())
-            with work.say.stage(f"ranking all {total} plans ({phase})") as tell:
+            with work.say.stage(f"ranking all {len(plans)} plans ({phase})") as tell:
                 losses = plan_losses(walk, plans, folder, tell)
             return [[str(plan), loss] for plan, loss in zip(plans, losses, strict=True)]
-        with work.say.stage(f"ranking a sample of {total} plans ({phase})") as tell:
+        with work.say.stage(f"ranking a sample of {space.count()} plans ({phase})") as tell:
             judged = 0
 
             def losses_of(plans: Sequence[Plan]) -> list[float]:

@@ -84,6 +84,8 @@ def test_enumeration_and_count_equal_brute_force_over_all_bits(name: str) -> Non
     plans = list(space.enumerate())
     assert [space.bits(plan) for plan in plans] == expected
     assert space.count() == len(plans) == len(set(plans))
+    assert space.exceeds(len(plans) - 1)
+    assert not space.exceeds(len(plans))
     assert any(keep.prefix for plan in plans for _, keep in plan.kept)
     assert [space.plan(bits) for bits in expected] == plans
     for percent in (40, 75):

@@ -67,6 +67,7 @@ def test_a_deep_decoder_is_counted_without_enumeration() -> None:
     layers = 16
     # Without limits every subset with at least one of the 16 cross-attentions is legal.
     assert make_space(layers=layers).count() == (2**layers - 1) * 2 ** (2 * layers)
+    assert make_space(layers=layers).exceeds(10**12)
     # S and C cost one share of 4 d^2, M costs two; three shares buy these, counted by hand.
     few = make_space(limit(3 * 4 * 32 * 32), layers=layers)
     one_read = layers * (1 + layers + math.comb(layers, 2) + layers)
@@ -144,6 +145,8 @@ def test_every_form_of_units_is_enumerated_counted_and_read_back(form: str, budg
     plans = list(space.enumerate())
     assert set(plans) == literal_forms(space, FORMS[form])
     assert len(set(plans)) == len(plans) == space.count()
+    assert space.exceeds(len(plans) - 1)
+    assert not space.exceeds(len(plans))
     bits = [space.bits(plan) for plan in plans]
     assert bits == sorted(bits)
     assert [space.plan(one) for one in bits] == plans

@@ -140,16 +140,18 @@ class FeasibleSampler(BaseSampler, ABC):
         A space that is small enough is listed once: a program with a cut per tried plan takes a
         quarter of a second when a few hundred are tried.
         """
-        if self.space.count() > _LISTED:
+        listed = self._listed
+        if listed is None:
             return solve(worths, self.space, sorted(taken))
-        scores = self._listed @ tie_broken(worths)
-        order = np.argsort(-scores, kind="stable")
-        plans = (tuple(map(int, self._listed[row])) for row in order)
+        order = np.argsort(-(listed @ tie_broken(worths)), kind="stable")
+        plans = (tuple(map(int, listed[row])) for row in order)
         return next((bits for bits in plans if bits not in taken), None)
 
     @cached_property
-    def _listed(self) -> Array:
-        """Every feasible plan, [plans, units]."""
+    def _listed(self) -> Array | None:
+        """Every feasible plan, [plans, units]; None when they are too many to list."""
+        if self.space.exceeds(_LISTED):
+            return None
         rows = [self.space.bits(plan) for plan in self.space.enumerate()]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.space.units))
 
