@@ -124,6 +124,24 @@ def test_saving_again_replaces_the_student(tiny_teacher: Teacher, folder: Path) 
     assert plan_of(load_student(folder)) == other
 
 
+def test_a_save_that_breaks_off_leaves_no_mixture(
+    tiny_teacher: Teacher, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = build_student(tiny_teacher, Plan.parse("C0 C1"))
+    moved = Path.replace
+
+    def breaks(file: Path, target: Path) -> Path:
+        if file.name == "model.safetensors":
+            raise OSError("pulled out")
+        return moved(file, target)
+
+    monkeypatch.setattr(Path, "replace", breaks)
+    with pytest.raises(StorageError, match="pulled out"):
+        save_student(student, tiny_teacher, folder)
+    with pytest.raises(ConfigError, match=r"there is no config\.json"):
+        load_student(folder)
+
+
 def test_saves_students_only(tiny_teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="carries no plan"):
         save_student(tiny_teacher.model, tiny_teacher, tmp_path / "s")

@@ -87,7 +87,8 @@ def save_student(
         target.mkdir(parents=True, exist_ok=True)
         for name in _CODE if plain else ():
             (target / name).unlink(missing_ok=True)
-        # config.json comes last: a folder that has it is complete.
+        # config.json goes first and comes last: a folder that has it is complete, and of one student
+        (target / "config.json").unlink(missing_ok=True)
         for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(target / file.name)
     except (OSError, SafetensorError) as error:
