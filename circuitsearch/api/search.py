@@ -204,12 +204,13 @@ class Search:
             return line.findings(only)
 
     def enumerate(self) -> dict[str, list[tuple[Plan, float]]]:
-        """Rank every plan within the budget by its loss without training.
+        """Rank every plan within the budget without training; of too many plans, a sample.
 
         Returns:
             `untrained`: plan and loss (nats per token) under the teacher, best first; `elastic`:
-            the same under the elastic teacher, `predicted`: by both losses together, as the search
-            ranks them; empty where the search does without an elastic teacher.
+            the same under the elastic teacher, `predicted`: as the search ranks them, by both
+            losses together or, of a sample, by the loss under weights between both; empty where
+            the search does without an elastic teacher.
 
         Raises:
             CircuitSearchError: As `run`.

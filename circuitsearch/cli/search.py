@@ -239,7 +239,7 @@ def enumerate_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank every feasible plan by its losses on the teacher, on the elastic one, and by both."""
+    """Rank every feasible plan, or a sample, by loss: on the teacher, on the elastic one, by both."""
     from circuitsearch.search.knapsack import best_within
 
     pipeline = open_pipeline(search, override, quiet)
