@@ -235,6 +235,6 @@ class Pipeline:
         stages.check_study(self.work, self.space, self.trainer)
         circuit = self.circuit
         found = self.rows, self.study, self.chosen, self.scores, circuit
-        result = stages.report(self.work, self.trainer, *found, self.pages["final"])
+        result = stages.report(self.work, self.trainer, *found, self.pages)
         stages.hand_over(self.work, self.trainer, self.chosen, self.pages["final"])
         return result

@@ -95,37 +95,29 @@ class Workspace:
                 "choose another one"
             ) from error
 
-    def kept(self, name: str, key: Any, compute: Callable[[], Any]) -> Any:
+    def kept(
+        self, name: str, key: Any, compute: Callable[[], Any], folder: Path | None = None
+    ) -> Any:
         """Return a stage's JSON result, from file when the inputs are unchanged.
 
         Args:
-            name: File name without suffix, in the work folder.
+            name: File name without suffix.
             key: Everything the result depends on, as JSON.
             compute: Makes the result (JSON).
+            folder: Where the file lies; default the work folder, of what can be made again.
         """
-        stored = self._stored(name, key)
+        path = (folder or self.config.work) / f"{name}.json"
+        stored = _stored(path, key)
         if stored is not None:
             return stored["result"]
-        path = self.config.work / f"{name}.json"
         write_json(path, {"key": content_hash(key), "result": compute()})
         # read back, so that a first run and a resumed one see the same types and the same order
         return read_json(path)["result"]
 
     def found(self, name: str, key: Any) -> Any:
         """Return what `kept` has on file under this key; None when it would compute."""
-        stored = self._stored(name, key)
+        stored = _stored(self.config.work / f"{name}.json", key)
         return None if stored is None else stored["result"]
-
-    def _stored(self, name: str, key: Any) -> dict[str, Any] | None:
-        path = self.config.work / f"{name}.json"
-        if not path.exists():
-            return None
-        try:
-            stored = read_json(path)
-        except DataError:
-            return None  # a damaged file is an unfinished stage: run it again
-        fits = isinstance(stored, dict) and stored.get("key") == content_hash(key)
-        return stored if fits else None
 
     def write_config(self, *, beside: bool = False) -> None:
         """Write the resolved configuration into the folder, unless another search lives there.
@@ -188,3 +180,15 @@ class Workspace:
             return find_study(storage, self.config.name) is not None
         finally:
             close_storage(storage)
+
+
+def _stored(path: Path, key: Any) -> dict[str, Any] | None:
+    """Return what `Workspace.kept` wrote under this key."""
+    if not path.exists():
+        return None
+    try:
+        stored = read_json(path)
+    except DataError:
+        return None  # a damaged file is an unfinished stage: run it again
+    fits = isinstance(stored, dict) and stored.get("key") == content_hash(key)
+    return stored if fits else None

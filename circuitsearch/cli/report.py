@@ -26,9 +26,9 @@ def report_command(
 ) -> None:
     """Write the report of a finished search again from its folder, without running anything."""
     from circuitsearch.core.errors import ConfigError
-    from circuitsearch.show.report import write_report
+    from circuitsearch.show.report import has_result, write_report
 
-    if not (folder / "result.json").exists():
+    if not has_result(folder):
         raise ConfigError(
             f"{folder}: no result.json there; give the output folder of a search that ran through "
             "(circuitsearch run SEARCH.yaml)"

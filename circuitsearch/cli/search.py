@@ -106,7 +106,9 @@ def join_study(
     work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
     _claims.append(work.claim())
     work.write_config()
-    return stages.join(work, study, Pipeline(work).trainer)
+    line = Pipeline(work)
+    line.space = study.space  # measured limits are those of the study, not this process's own
+    return stages.join(work, study, line.trainer)
 
 
 def _writable(folder: Path) -> bool:
@@ -239,7 +241,7 @@ def enumerate_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank every feasible plan, or a sample, by loss: on the teacher, on the elastic one, by both."""
+    """Rank feasible plans by their losses: on the teacher, on the elastic one, and by both."""
     from circuitsearch.search.knapsack import best_within
 
     pipeline = open_pipeline(search, override, quiet)

@@ -119,6 +119,12 @@ class SearchConfig(Section):
                 f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "
                 "set one of them otherwise"
             )
+        if self.space.replacements and self.scores.metric != "answer_loss":
+            raise ValueError(
+                f"scores.metric: got {self.scores.metric!r} with space.replacements, whose worth "
+                "is measured as answer_loss and added to the effects; set answer_loss, or leave "
+                "the replacements out"
+            )
         if self.search.promote and self.final.steps in (None, self.distill.steps):
             raise ValueError(
                 f"search.promote asks to distil {self.search.promote} plans again in full, but "

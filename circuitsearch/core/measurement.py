@@ -30,7 +30,7 @@ class Measurement:
         plan_hash: hash of that text.
         phase: who was measured: the `teacher`, the plan under the `elastic` teacher, the
             `untrained` student, or the student after `short` or `full` distillation.
-        loss: mean cross-entropy of the answers, in nats per example.
+        loss: mean cross-entropy of the answers, in nats per answer token.
         quality: mean ANLS in [0, 1]; None when no answers were generated.
         quality_low: lower end of its 95 % bootstrap interval, clustered by document.
         quality_high: upper end of the same interval.

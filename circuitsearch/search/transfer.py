@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import ConfigError, PlanError, StorageError
 from circuitsearch.core.files import content_hash
+from circuitsearch.core.measurement import merit
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.admission import Admit, measurer
 from circuitsearch.search.samplers import Objective, Prior
@@ -240,7 +241,7 @@ def fork(
     same = wanted == content_hash(earlier.objective)
     found = [one for one in earlier.measurements() if _fits(space, one.plan)]
     if not same:
-        found.sort(key=lambda one: -(one.quality or 0.0))
+        found.sort(key=merit)
     ranked = [Plan.parse(one.plan) for one in found]
     plans, verdicts = _admitted(space, ranked, admit, len(ranked) if same else best)
     taken = _adopted(source, name, wanted, plans) if same else _queued(wanted, plans)

@@ -208,7 +208,7 @@ class Part:
     def keep(self, bits: Sequence[int]) -> Keep | None:
         """Return what the part's bits keep of the sub-layer; None when that is nothing.
 
-        The bits must obey the rules of the units (`problems` says whether they do).
+        The bits must obey the rules of the units (`lawful` says whether they do).
         """
         kept = [unit for unit, bit in zip(self.units, bits, strict=True) if bit]
         if not kept:

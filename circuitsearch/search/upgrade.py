@@ -1,7 +1,7 @@
 """Bring a database of earlier versions up to date: Optuna's tables, then our own.
 
 Studies of schema 1 lived in Optuna's study, with the measurements beside it. Their trials become
-trials of schema 2 in the same order: finished ones keep their results, and what was queued or
+trials of today's schema in the same order: finished ones keep their results, and what was queued or
 interrupted is queued. Optuna's study is made anew as a mirror. Studies of schema 2 lack the table
 of speeds only, which opening the database makes. It is safe to repeat.
 """

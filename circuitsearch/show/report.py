@@ -31,6 +31,7 @@ __all__ = [
     "ResultRow",
     "SearchCost",
     "by_plan",
+    "has_result",
     "markdown_table",
     "print_rows",
     "read_result",
@@ -70,6 +71,11 @@ def write_result(
     write_json(data, {"facts": told, "format": _FORMAT, "rows": entries})
     write_text(markdown, text)
     return markdown, data
+
+
+def has_result(folder: str | os.PathLike[str]) -> bool:
+    """Whether `write_result` has written into `folder`."""
+    return (Path(folder) / _JSON).exists()
 
 
 def read_result(folder: str | os.PathLike[str]) -> tuple[tuple[ResultRow, ...], dict[str, Any]]:

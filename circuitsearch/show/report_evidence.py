@@ -79,9 +79,10 @@ def _predicted(material: Material) -> list[Markup]:
     head = ["Share of the budget", "Best by effects", "Sum of effects"]
     head += ["Best by predicted loss", "Loss"] if ranked else []
     caption = (
-        "What effects and predicted loss expect of every share of the budget, in nats. Shares are "
-        "of what components may cost; what every student has is not counted. The predicted loss is "
-        "that under the elastic teacher, joined by that without training where all plans are ranked"
+        "What effects, in the unit of their metric, and predicted loss, in nats, expect of every "
+        "share of the budget. Shares are of what components may cost; what every student has is "
+        "not counted. The predicted loss is that under the elastic teacher, joined by that without "
+        "training where all plans are ranked, or that under weights between both"
     )
     numbers = [place for place in (0, 2, 4) if place < len(head)]
     return [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitsearch.core.budget import Budget, Limit
 from circuitsearch.core.components import Kind, SubLayer, sublayers
-from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.measurement import Measurement, merit
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.shapes import DecoderShape, TeacherShape
 from circuitsearch.show.text import count
@@ -132,7 +132,7 @@ def incumbents(measurements: Sequence[Measurement]) -> tuple[Step, ...]:
 
 def best_tenth(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
     """Return the best tenth, rounded up: highest quality, then lowest loss, then text."""
-    ranked = sorted(measurements, key=lambda one: (-(one.quality or 0.0), one.loss, one.plan))
+    ranked = sorted(measurements, key=merit)
     return tuple(ranked[: math.ceil(len(ranked) / 10)])
 
 

@@ -2,7 +2,7 @@
 
 A stage takes the workspace and the results of earlier stages, calls one floor, and returns what
 the next stage needs. Keys hold everything that decides a result: the teacher's fingerprint, the
-pages' hash, the settings. Nothing here knows an architecture or a data format.
+pages' hash, the settings.
 """
 
 from .analyzing import analyze, chosen_analyses

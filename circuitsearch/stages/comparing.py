@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from circuitsearch.core.answers import Answers
 from circuitsearch.core.errors import TrainingError
-from circuitsearch.core.measurement import Measurement
+from circuitsearch.core.measurement import Measurement, merit
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.study import Study
 from circuitsearch.show.rows import ResultRow, SearchCost, result_rows
@@ -183,7 +183,7 @@ def _exhaustive(
         if not tried:
             lost += [f"D1, short distillation: {one}" for one in failed]
         cost = SearchCost(((len(tried) + len(failed), steps),), passes)
-        tried.sort(key=lambda made: (-(made.quality or 0.0), made.loss, made.plan))
+        tried.sort(key=merit)
         for place, made in enumerate(tried[: settings.top]):
             plan, source = Plan.parse(made.plan), "exhaustive, short distillation"
             found[f"D{place + 1}"] = _Entry(plan, source, cost, notes=_without(failed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitsearch.core.cost import ACCOUNTINGS, unit_costs
@@ -15,13 +15,14 @@ from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.discovery.scoring import score_components
 from circuitsearch.show.page_maps import PageMaps
+from circuitsearch.show.report import has_result, read_result
 from circuitsearch.show.viewer import write_circuit_html
 from circuitsearch.stages.page_maps import has_grid, page_maps
 from circuitsearch.teacher.documents.records import Page, fingerprint
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
-__all__ = ["draw_circuit", "score", "trace_paths"]
+__all__ = ["draw_circuit", "score", "trace_paths", "write_circuit_page"]
 
 _RECORD = 2  # raised when scores on file no longer mean what they mean now
 
@@ -97,13 +98,29 @@ def draw_circuit(
     circuit = CircuitGraph.from_node_link(data)
     write_json(work.folder / "circuit.json", data)
     circuit.save_graphml(work.folder / "circuit.graphml")
+    write_circuit_page(work, teacher, data, pages)
+    return data
+
+
+def write_circuit_page(
+    work: Workspace, teacher: Teacher, circuit: Mapping[str, Any], pages: Sequence[Page]
+) -> None:
+    """Write `circuit.html`: the graph, pages with where heads look, the result table's plans.
+
+    Args:
+        work: The search; the plans of a table in its folder can be chosen on the page.
+        teacher: The teacher.
+        circuit: The graph as node-link JSON.
+        pages: Those that the graph was made from.
+    """
+    rows = read_result(work.folder)[0] if has_result(work.folder) else ()
     write_circuit_html(
-        data,
+        circuit,
         work.folder / "circuit.html",
+        plans={row.name: row.plan for row in rows if row.phase != "teacher"},
         title=f"Circuit of {work.config.teacher}",
         pages=_shown(work, teacher, pages),
     )
-    return data
 
 
 def _shown(work: Workspace, teacher: Teacher, pages: Sequence[Page]) -> tuple[PageMaps, ...]:

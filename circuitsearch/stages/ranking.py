@@ -161,7 +161,7 @@ def rank(
         features: pages to rank on.
         phase: name of the result.
         neurons: by which widths are cut; by default the view's own (`Walk`).
-        replacements: numbers for the space's replacements, fitted to the view.
+        replacements: numbers for the space's replacements, fitted to the teacher.
         limit: most plans that are ranked one and all.
         sample: random plans of a larger space, and as many for the swap search.
         memory_bytes: what a chunk of questions may take (`Walk`).

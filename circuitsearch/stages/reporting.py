@@ -24,7 +24,6 @@ from circuitsearch.show.report import REPORT_FILE, write_report, write_result
 from circuitsearch.show.report_material import teacher_of
 from circuitsearch.show.report_record import RECORD_FILE
 from circuitsearch.show.rows import ResultRow, trial_rows
-from circuitsearch.show.viewer import write_circuit_html
 from circuitsearch.students.saving.card import CardFacts
 from circuitsearch.students.saving.checkpoint import save_student
 from circuitsearch.teacher.documents.records import Page
@@ -33,6 +32,7 @@ from circuitsearch.workspace import CONFIG_FILE, Workspace
 
 from .analyzing import ANALYSES_FOLDER
 from .comparing import BEST
+from .discover import write_circuit_page
 from .kept_answers import FinalUses
 from .recording import record_of
 from .searching import best_of
@@ -50,7 +50,7 @@ def report(
     chosen: Study,
     scores: Scores,
     circuit: Mapping[str, Any],
-    pages: Sequence[Page],
+    pages: Mapping[str, Sequence[Page]],
 ) -> dict[str, Any]:
     """Write result table, speeds, plot, circuit page and report; return the table's JSON."""
     config, folder = work.config, work.folder
@@ -89,11 +89,8 @@ def report(
             if limit.name == f"{rows[0].scope} parameters ({rows[0].accounting})"
         ],
     )
-    plans = {row.name: row.plan for row in rows if row.name != "teacher"}
-    write_circuit_html(
-        circuit, folder / "circuit.html", plans=plans, title=f"Circuit of {config.teacher}"
-    )
-    record_of(work, trainer, rows, pages, BEST).write(folder)
+    write_circuit_page(work, trainer.teacher, circuit, pages["score"])
+    record_of(work, trainer, rows, pages["final"], BEST).write(folder)
     write_report(folder, study, further=[] if chosen is study else [chosen])
     written: dict[str, Any] = read_json(data)
     return written

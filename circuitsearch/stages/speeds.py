@@ -32,6 +32,9 @@ from circuitsearch.workspace import Workspace
 
 __all__ = ["StudentSpeeds", "admission", "measure_onnx", "with_speed", "write_speeds"]
 
+SPEEDS_FOLDER = "speeds"
+"""Folder of what was measured, in a search's folder."""
+
 
 @dataclass(frozen=True)
 class StudentSpeeds:
@@ -72,7 +75,7 @@ class StudentSpeeds:
             return made.to_json()
 
         key = ["speed", *self._about, plan.hash]
-        return Speed.from_json(self.work.kept(f"speeds/{plan.hash}", key, compute))
+        return Speed.from_json(self.work.kept(plan.hash, key, compute, self._folder))
 
     def predictions(self, budget: Budget, choices: Choices) -> dict[str, Prediction]:
         """Measure a few plans and predict all others from them, for every measured limit."""
@@ -90,6 +93,11 @@ class StudentSpeeds:
         }
 
     @property
+    def _folder(self) -> Path:
+        """Where figures lie: a clock gives others, so a study with measured limits needs these."""
+        return self.work.folder / SPEEDS_FOLDER
+
+    @property
     def _about(self) -> list[object]:
         """What every figure depends on beside the plan."""
         generation = asdict(self.work.config.generation.counted())
@@ -98,9 +106,10 @@ class StudentSpeeds:
     @cached_property
     def _encoding(self) -> Encoding:
         found = self.work.kept(
-            "speeds/encoder",
+            "encoder",
             ["encoder", self.teacher.fingerprint, self.where],
             lambda: asdict(measure_encoder(self.teacher)),
+            self._folder,
         )
         return Encoding(**found)
 

@@ -2,7 +2,8 @@
 
 A *pass* is one forward or backward run of a decoder on one question, for the search as for
 published methods (`students.baselines`). A plan whose loss is asked for counts a pass per question,
-although the walk over all plans runs what they begin with once.
+although the walk over all plans runs what they begin with once. Published analyses that a warm
+start follows (`search.warm_findings`) tell no passes and are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from circuitsearch.students.baselines import Proposal
 from circuitsearch.workspace import Workspace
 
 from .ranking import Ranking
-from .warm import speaks_of_units
+from .warm import replaced_plans, speaks_of_units
 
 __all__ = ["passes_before"]
 
@@ -45,6 +46,8 @@ def passes_before(
     settings = work.config.search
     spent = scores.passes + sum(one.passes for _, one in asked)
     spent += questions * sum(len(ranking) for ranking in rankings)
+    _, skipped, replaced = replaced_plans(space)
+    spent += questions * (1 + len(skipped) + len(replaced)) if replaced else 0
     recipe = circuit["graph"]["recipe"]
     if settings.warm_edges and speaks_of_units(work, space, "edges"):
         behind = recipe.get("edge_passes", 0.0) + recipe.get("effect_passes", 0.0)

@@ -67,7 +67,7 @@ class Build:
 
 
 class StudentTrainer:
-    """Trains and measures students, each at most once per (plan, seed, steps).
+    """Trains students, each at most once per (plan, seed, steps), and measures them.
 
     Every student sees the same pages in the same order for the same number of steps, whoever
     proposed its plan; the order depends on the seed alone.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from circuitsearch.core.components import SubLayer
 from circuitsearch.core.errors import ConfigError, PlanError
 from circuitsearch.core.files import content_hash, write_json
 from circuitsearch.core.findings import Finding
@@ -46,7 +47,7 @@ from circuitsearch.workspace import Workspace
 from .inputs import component_effects
 from .ranking import Ranking, plan_losses, weights_hash
 
-__all__ = ["WarmPlans", "predict", "warm_start", "worths"]
+__all__ = ["WarmPlans", "predict", "replaced_plans", "warm_start", "worths"]
 
 WarmPlans = list[tuple[Plan, str]]
 """Plans to distil first, with the source that proposed each."""
@@ -81,13 +82,14 @@ def predict(
         ranking: Plans by what they are predicted to reach, best first; may be empty.
 
     Returns:
-        At every tenth of the budget, in percent: under `curve` the best plan by the sum of effects
-        (nats), by integer program; under `ranked` the best plan of the ranking, with its loss.
+        At every tenth of the budget, in percent: under `curve` the best plan by the sum of effects,
+        in units of their metric, by integer program; under `ranked` the best plan of the ranking,
+        with its loss.
     """
     curve = sweep_budget([worths[name] for name in space.names], space)
     ranked = best_within(ranking, space)
     told = {
-        "of": "sum of effects (nats)",
+        "of": f"sum of effects ({work.config.scores.metric})",
         "curve": [{"percent": p.percent, "plan": str(p.plan), "worth": p.worth} for p in curve],
         "ranked": [{"percent": p, "plan": str(plan), "loss": loss} for p, plan, loss in ranked],
     }
@@ -208,23 +210,17 @@ def _offered(space: Space, plan: Plan) -> bool:
         return False
 
 
-def replaced_worths(
-    work: Workspace,
-    teacher: Teacher,
+def replaced_plans(
     space: Space,
-    features: Features,
-    replacements: Replacements | None,
-) -> dict[str, float]:
-    """Return what each replacement is worth: by how much less the loss rises than by skipping.
+) -> tuple[dict[str, list[SubLayer]], dict[SubLayer, Plan], dict[str, Plan]]:
+    """Return what tells the worths of replacements.
 
-    Measured on the teacher with everything else in place, nats per example. What stands for a whole
-    beginning is compared with the *sum* of what skipping each of its sub-layers costs, because
-    worths of units add up: the program then sees what the replacement loses against all of them.
+    Returns:
+        By replacement the sub-layers that it stands for; by such sub-layer the plan that skips it
+        alone; by replacement the plan with it alone.
     """
+    full = Plan.full(space.shape.decoder.layers)
     units = [unit for unit in space.units if unit.alone]
-    if not units:
-        return {}
-    full = Plan.full(teacher.shape.decoder.layers)
     gone = {
         unit.name: [s for s in full.sublayers if s <= unit.sublayer]
         if unit.prefix
@@ -241,8 +237,27 @@ def replaced_worths(
         )
         for unit in units
     }
-    plans = [full, *skipped.values(), *replaced.values()]
+    return gone, skipped, replaced
 
+
+def replaced_worths(
+    work: Workspace,
+    teacher: Teacher,
+    space: Space,
+    features: Features,
+    replacements: Replacements | None,
+) -> dict[str, float]:
+    """Return what each replacement is worth: by how much less the loss rises than by skipping.
+
+    Measured on the teacher with everything else in place, in nats per answer token. What stands
+    for a whole beginning is compared with the *sum* of what skipping each of its sub-layers costs,
+    because worths of units add up: the program then sees what the replacement loses against all.
+    """
+    full = Plan.full(teacher.shape.decoder.layers)
+    gone, skipped, replaced = replaced_plans(space)
+    if not gone:
+        return {}
+    plans = [full, *skipped.values(), *replaced.values()]
     fitted = None if replacements is None else replacements.fingerprint
     key = ["replaced", teacher.fingerprint, features.key, [str(plan) for plan in plans], fitted]
     folder = work.config.work / f"replaced-{content_hash(key)}"

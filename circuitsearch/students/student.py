@@ -88,7 +88,7 @@ def build_student(
             it does not name are ranked by `rank_neurons`.
         source: whole decoder to slice instead of the teacher's, e.g. an elastic teacher's.
         replacements: numbers for the sub-layers that the plan replaces, but for `alone`,
-            fitted by `fit_replacements` to the decoder that is sliced.
+            fitted by `fit_replacements` to the teacher.
         compensate: averages of the sliced decoder's units (`discovery.ablation.unit_means`); the
             means of removed parts are then folded into kept biases (`compensation`).
 

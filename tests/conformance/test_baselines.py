@@ -71,7 +71,10 @@ def test_proposals_conform(name: str, case: Case, tmp_path: Path) -> None:
         )
         assert any(sublayer.kind is Kind.CROSS for sublayer in one.plan.sublayers)
         assert isinstance(one.passes, int)
-        assert (one.passes == 0) == (name in FREE or one.label.startswith(("mint3", "mint1")))
+        free = name in FREE or one.label.startswith(("mint3", "mint1"))
+        # several plans that follow from the same passes count them once
+        again = one.label.startswith("mint7") and one.label != found[0].label
+        assert (one.passes == 0) == (free or again)
         if row.kind == "masks":
             _check_masks(case, one)
             path = tmp_path / "masks.safetensors"

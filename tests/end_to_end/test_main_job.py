@@ -127,8 +127,12 @@ def test_reading_commands_share_the_finished_work(finished):
     assert ranked["curve"] == json.loads((output / "predicted.json").read_text())["ranked"]
     losses = [row["loss"] for row in ranked["untrained"]]
     assert losses == sorted(losses)
+    page = (output / "circuit.html").read_text()
+    assert page.count("data:image/png;base64,") == 1  # of the rendered pages
+    assert json.loads((output / "result.json").read_text())["rows"][-1]["plan"] in page
     graph = json.loads(circuitsearch("graph", path, "--json").stdout)
     assert graph == json.loads((output / "circuit.json").read_text())
+    assert (output / "circuit.html").read_text() == page
     trials = json.loads(circuitsearch("search", path, "--json").stdout)["trials"]
     assert len(trials) == 3
     facts = json.loads(circuitsearch("validate", path, "--json").stdout)

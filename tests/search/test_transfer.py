@@ -70,9 +70,9 @@ def content(view: StudyView) -> list[tuple[Any, ...]]:
     ]
 
 
-def shown(storage: RDBStorage, name: str) -> list[tuple[str, float | None]]:
+def shown(storage: RDBStorage, name: str) -> list[tuple[object, ...]]:
     trials = optuna.load_study(storage=storage, study_name=name).trials
-    return [(trial.user_attrs["plan"], trial.value) for trial in trials]
+    return [(t.user_attrs["plan"], t.value, t.duration, t.datetime_complete) for t in trials]
 
 
 def test_a_list_tells_studies_apart(database: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_fork_with_the_same_objective_keeps_the_results(memory: RDBStorage, na
     assert 0 < len(kept) < 4
     assert new.measurements() == kept
     assert [one.number for one in new.trials()] == list(range(len(kept)))
-    assert [plan for plan, _ in shown(memory, new.name)] == [one.plan for one in kept]
+    assert [plan for plan, *_ in shown(memory, new.name)] == [one.plan for one in kept]
     calls: list[str] = []
 
     def count(plan: Plan, source: str) -> Measurement:
@@ -289,7 +289,9 @@ def test_studies_of_the_first_schema_are_converted(database: Path) -> None:
         ("C1", "failed", "scores", "diverged"),
         ("C2", "queued", "scores", None),
     ]
-    assert shown(storage, "old") == [("C0", trials[0].measurement.quality), ("C1", None)]  # type: ignore[union-attr]
+    assert trials[0].measurement is not None
+    values = [("C0", trials[0].measurement.quality), ("C1", None)]
+    assert [(plan, value) for plan, value, *_ in shown(storage, "old")] == values
     opened(storage, "old").run(evaluate, 3)
     assert StudyView(storage, "old").status().measured == 3
     close_storage(storage)

@@ -25,17 +25,26 @@ RANKING = [(Plan.parse("C0"), 0.5), (Plan.parse("C1"), 0.6)]
 
 
 @pytest.mark.parametrize(
-    ("attention", "level", "edges", "pairs", "expected"),
+    ("attention", "level", "edges", "pairs", "replacements", "expected"),
     [
-        ("whole", "sublayers", 0, 0, 0),
-        ("whole", "sublayers", 1, 0, 40 + 21),
-        ("whole", "sublayers", 0, 1, 6 * (1 + 12 + 66)),
-        ("heads", "sublayers", 1, 1, 0),  # they speak of whole sub-layers, and are not asked
-        ("heads", "heads", 1, 1, 40 + 21),
+        ("whole", "sublayers", 0, 0, (), 0),
+        ("whole", "sublayers", 1, 0, (), 40 + 21),
+        ("whole", "sublayers", 0, 1, (), 6 * (1 + 12 + 66)),
+        # they speak of whole sub-layers, and are not asked
+        ("heads", "sublayers", 1, 1, (), 0),
+        ("heads", "heads", 1, 1, (), 40 + 21),
+        # whole, every sub-layer skipped, every sub-layer replaced
+        ("whole", "sublayers", 0, 0, ("mean",), 5 * (1 + 12 + 12)),
     ],
 )
 def test_every_source_counts_passes_of_one_question(
-    tmp_path: Path, attention: str, level: str, edges: int, pairs: int, expected: int
+    tmp_path: Path,
+    attention: str,
+    level: str,
+    edges: int,
+    pairs: int,
+    replacements: tuple[str, ...],
+    expected: int,
 ) -> None:
     config = SearchConfig(
         name="spent",
@@ -45,7 +54,7 @@ def test_every_source_counts_passes_of_one_question(
         search=StudyConfig(warm_edges=edges, warm_pairs=pairs),
     )
     limits = Budget.resolve([LimitSpec("parameters", "30%")], SHAPE)
-    space = Space(SHAPE, limits, Choices(attention))  # type: ignore[arg-type]
+    space = Space(SHAPE, limits, Choices(attention, (), replacements))  # type: ignore[arg-type]
     spent = passes_before(
         Workspace(config, QuietReporter()),
         space,

@@ -188,7 +188,7 @@ def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) 
         timeout: seconds to wait for another process's lock or for the server.
 
     Returns:
-        An Optuna storage whose database also holds the table of `Results`.
+        An Optuna storage whose database also holds our own tables (`tables`).
 
     Raises:
         StorageError: the database is locked, unreachable, not a database, on a network file

@@ -11,7 +11,7 @@ A claim is decided in this order, with the study's lock held:
 4. Take the first *queued* plan, else the *proposal* that the worker brings. A proposal that another
    worker claimed in the meantime is refused by its unique key, and the worker proposes again.
 
-A result is recorded once; that of a worker which was thought dead and is late is dropped. Results
+A result is recorded once, the first that arrives, be it of a worker that was thought dead. Results
 are kept by (study, objective, plan), so several phases of a study never mix.
 """
 
@@ -225,7 +225,7 @@ class Ledger:
             found = held.connection.execute(query).mappings().all()
             rows = {row["plan_hash"]: read_row(row, held.now) for row in found}
             lacking = self._mirror.missing(held.connection, rows)
-            trials = [finished(rows[one], held.now) for one in lacking]
+            trials = [finished(rows[one]) for one in lacking]
             return self._mirror.add(held.connection, trials)
 
     # Parts of transactions
@@ -286,6 +286,7 @@ class Ledger:
             lease_until=until,
             deaths=0,
             outcome=None,
+            ended=None,
             stale=False,
         )
 
@@ -293,6 +294,7 @@ class Ledger:
         """Write a result, close its trial and show it to Optuna's tools; return the trial."""
         measured = outcome.measurement
         state = "failed" if measured is None else "measured"
+        recorded = datetime.fromtimestamp(held.now, UTC)
         result = {
             **self._key,
             "plan_hash": row.plan_hash,
@@ -300,14 +302,14 @@ class Ledger:
             "state": state,
             "measurement": None if measured is None else canonical_json(measured.to_json()),
             "reason": outcome.reason,
-            "recorded": datetime.fromtimestamp(held.now, UTC).isoformat(timespec="microseconds"),
+            "recorded": recorded.isoformat(timespec="microseconds"),
         }
         held.connection.execute(sa.insert(results).values(result))
         closed: dict[str, Any] = {"state": state, "worker": worker, "lease_until": None}
         self._change(held, row.plan_hash, **closed)
-        row = replace(row, outcome=outcome, stale=False, **closed)
+        row = replace(row, outcome=outcome, ended=recorded.timestamp(), stale=False, **closed)
         if self._mirror is not None:
-            self._mirror.add(held.connection, [finished(row, held.now)])
+            self._mirror.add(held.connection, [finished(row)])
         return row
 
     def _one(self, held: Locked, plan_hash: str) -> Row:
@@ -356,7 +358,8 @@ class Ledger:
             results,
             sa.and_(*(results.c[name] == claims.c[name] for name in (*self._key, "plan_hash"))),
         )
-        query = sa.select(claims, results.c.measurement, results.c.reason).select_from(joined)
+        about = results.c.measurement, results.c.reason, results.c.recorded
+        query = sa.select(claims, *about).select_from(joined)
         return self._of(query).order_by(claims.c.number)
 
     def _change(self, held: Locked, plan_hash: str, **values: Any) -> None:

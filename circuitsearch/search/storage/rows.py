@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import RowMapping
@@ -41,6 +42,7 @@ class Row:
     lease_until: float | None
     deaths: int
     outcome: Outcome | None
+    ended: float | None
     stale: bool
 
 
@@ -48,11 +50,13 @@ def read_row(row: RowMapping, now: float) -> Row:
     """Read one trial.
 
     Args:
-        row: columns of the claim, `measurement` and `reason` of its result.
+        row: columns of the claim, `measurement`, `reason` and `recorded` of its result.
         now: the database's time at that moment.
     """
-    outcome = None
+    outcome = ended = None
     if row["state"] in ("measured", "failed"):
+        recorded = row["recorded"]  # missing where somebody took the result away
+        ended = None if recorded is None else datetime.fromisoformat(recorded).timestamp()
         text = row["measurement"]
         measured = None if text is None else Measurement.from_json(json.loads(text))
         outcome = Outcome(measured, row["reason"])
@@ -67,6 +71,7 @@ def read_row(row: RowMapping, now: float) -> Row:
         lease_until=row["lease_until"],
         deaths=row["deaths"],
         outcome=outcome,
+        ended=ended,
         stale=row["state"] == "running" and is_stale(row["worker"], row["lease_until"], now),
     )
 
@@ -82,15 +87,15 @@ def is_stale(worker: str | None, lease_until: float | None, now: float) -> bool:
     return is_dead(worker or "") or (lease_until is not None and lease_until < now)
 
 
-def finished(row: Row, now: float) -> Finished:
-    """Return what the mirror shows of a trial."""
-    outcome = row.outcome or Outcome(None)
+def finished(row: Row) -> Finished:
+    """Return what the mirror shows of a finished trial."""
+    outcome, ended = row.outcome or Outcome(None), row.ended or 0.0
     return Finished(
         plan=row.plan,
         plan_hash=row.plan_hash,
         source=row.source,
         quality=None if outcome.measurement is None else outcome.measurement.quality,
         reason=outcome.reason,
-        began=now if row.since is None else row.since,
-        ended=now,
+        began=ended if row.since is None else row.since,
+        ended=ended,
     )

@@ -82,13 +82,13 @@ def _with_heads(case: Case) -> list[Proposal]:
         orders[head.sublayer] = (*orders.get(head.sublayer, ()), head.index)
     if shape.heads == _PAPER_HEADS:
         orders[SubLayer.parse("C3")] = _NAMED
-    found = []
+    found: list[Proposal] = []
     for cross, own in SIBLINGS:
         plan = _plan((cross, own), sizes, orders)
         if case.fits(plan):
             notes = () if shape.heads == _PAPER_HEADS else (note,)
             label = f"mint7 C{cross} S{own}"
-            passes = len(case.questions)
+            passes = 0 if found else len(case.questions)  # all go by the same statistics
             found.append(Proposal(plan.fitted(shape), label, notes=notes, passes=passes))
     return found
 

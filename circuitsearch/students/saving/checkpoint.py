@@ -87,7 +87,7 @@ def save_student(
         target.mkdir(parents=True, exist_ok=True)
         for name in _CODE if plain else ():
             (target / name).unlink(missing_ok=True)
-        # config.json goes first and comes last: a folder that has it is complete, and of one student
+        # config.json goes first and comes last: a folder that has it is complete
         (target / "config.json").unlink(missing_ok=True)
         for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(target / file.name)
