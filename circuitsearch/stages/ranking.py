@@ -171,7 +171,7 @@ def rank(
     key += [] if replacements is None else [replacements.fingerprint]
     folder = work.config.work / f"ranking-{phase}-{content_hash(key)}"
     walk = Walk(
-        view, features, memory_bytes=memory_bytes, ranking=neurons, replacements=replacements
+        view, features, memory_bytes=memory_bytes, neurons=neurons, replacements=replacements
     )
 
     def compute() -> list[list[Any]]:

@@ -167,12 +167,12 @@ class StudentTrainer:
         if self._config.distill.start == "elastic":
             elastic = self.processes.main_first(self._elastic)
         # Widths of the elastic teacher were cut by the teacher's ranks: its own have moved.
-        ranking = {} if elastic is None else neuron_order(self.teacher.decoder)
+        neurons = {} if elastic is None else neuron_order(self.teacher.decoder)
         source: Any = elastic
         model = build_student(
             self.teacher,
             plan,
-            ranking={**ranking, **how.neurons},
+            neurons={**neurons, **how.neurons},
             source=None if elastic is None else source.model,
             replacements=self._replacements,
             compensate=self._means(elastic or self.teacher.decoder),

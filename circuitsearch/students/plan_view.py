@@ -7,7 +7,7 @@ nothing is computed for heads or neurons that the plan drops.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +18,12 @@ from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.core.plan import Plan
 from circuitsearch.students.replacements import FITTED, Replacements, token_map
-from circuitsearch.students.student import kept_units, rank_neurons
+from circuitsearch.students.student import NeuronOrder, kept_units, rank_neurons
 from circuitsearch.teacher.decoders import Memory, Norm, Parts, ResidualDecoder
 from circuitsearch.teacher.decoders.parts import Affine
 from circuitsearch.teacher.decoders.stream import StreamDecoder
 
 __all__ = ["NeuronOrder", "PlanView", "columns", "neuron_order", "sliced"]
-
-NeuronOrder = Mapping[SubLayer, Sequence[int]]
-"""Neurons of feed-forwards, best first."""
 
 
 def neuron_order(view: ResidualDecoder) -> dict[SubLayer, list[int]]:
@@ -50,7 +47,7 @@ class PlanView(StreamDecoder):
         view: ResidualDecoder,
         plan: Plan,
         *,
-        ranking: NeuronOrder | None = None,
+        neurons: NeuronOrder | None = None,
         replacements: Replacements | None = None,
     ) -> None:
         """Look up what the plan keeps; copies nothing.
@@ -58,7 +55,7 @@ class PlanView(StreamDecoder):
         Args:
             view: the whole decoder.
             plan: what runs.
-            ranking: neurons by which widths are cut, for feed-forwards that it names; the others
+            neurons: neurons by which widths are cut, for feed-forwards that it names; the others
                 are ranked by the weights as they are now (`rank_neurons`).
             replacements: numbers for the sub-layers that the plan replaces, but for `alone`.
 
@@ -87,7 +84,7 @@ class PlanView(StreamDecoder):
         partial = Plan(
             tuple((s, keep) for s, keep in self.plan.kept if keep.heads or keep.width is not None)
         )
-        self._units = kept_units(whole.model, partial, view.shape, ranking)
+        self._units = kept_units(whole.model, partial, view.shape, neurons)
         self._parts: dict[SubLayer, Parts] = {}
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ a sub-layer, the teacher's write is replaced in the same way (`replacements.repl
 Embeddings, the two outer LayerNorms and the tied output projection are copied; the encoder is the
 teacher's own module, shared, frozen and never copied in memory.
 
-A width in a plan (`M1:512`) means the best-ranked neurons. Unless the caller brings a ranking, a
+A width in a plan (`M1:512`) means the best-ranked neurons. Unless the caller brings an order, a
 neuron's rank is |its row of fc1| * |its column of fc2|, the largest write per unit of input that it
 can make (gelu has slope about 1); equal ranks go to the lower index.
 """
@@ -43,13 +43,15 @@ if TYPE_CHECKING:
     from circuitsearch.teacher.loading import Teacher
 
 __all__ = [
+    "NeuronOrder",
     "build_student",
     "kept_units",
     "plan_of",
     "rank_neurons",
 ]
 
-Ranking = Mapping[SubLayer, Sequence[int]]
+NeuronOrder = Mapping[SubLayer, Sequence[int]]
+"""Neurons of feed-forwards, best first."""
 
 _ROWS = {
     Kind.SELF: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -74,7 +76,7 @@ def build_student(
     teacher: Teacher,
     plan: Plan,
     *,
-    ranking: Ranking | None = None,
+    neurons: NeuronOrder | None = None,
     source: nn.Module | None = None,
     replacements: Replacements | None = None,
     compensate: Means | None = None,
@@ -84,7 +86,7 @@ def build_student(
     Args:
         teacher: gives the encoder (shared), the configuration and, by default, the weights.
         plan: what to keep.
-        ranking: neurons of a feed-forward, best first, for the widths of the plan; sub-layers that
+        neurons: neurons of a feed-forward, best first, for the widths of the plan; sub-layers that
             it does not name are ranked by `rank_neurons`.
         source: whole decoder to slice instead of the teacher's, e.g. an elastic teacher's.
         replacements: numbers for the sub-layers that the plan replaces, but for `alone`,
@@ -98,7 +100,7 @@ def build_student(
 
     Raises:
         PlanError: if the plan does not fit the teacher.
-        ConfigError: if the ranking does not name neurons of the decoder, `source` is not whole,
+        ConfigError: if `neurons` are none of the decoder's, `source` is not whole,
             `replacements` lacks what the plan needs, or `compensate` is by position.
     """
     shape = teacher.shape.decoder
@@ -106,7 +108,7 @@ def build_student(
     fitted = replacements or Replacements()
     fitted.check(plan, shape)
     whole: Any = teacher.model.decoder if source is None else source
-    units = kept_units(whole, plan, shape, ranking)
+    units = kept_units(whole, plan, shape, neurons)
     _check_whole(whole, plan, shape)
     weights = _sliced(whole.state_dict(), units, shape)
     weights.update(_stand_ins(whole.state_dict(), plan, fitted))
@@ -136,7 +138,7 @@ def rank_neurons(decoder: Any, sublayer: SubLayer) -> list[int]:
 
 
 def kept_units(
-    decoder: Any, plan: Plan, shape: DecoderShape, ranking: Ranking | None = None
+    decoder: Any, plan: Plan, shape: DecoderShape, neurons: NeuronOrder | None = None
 ) -> dict[SubLayer, tuple[int, ...]]:
     """Return the heads (S, C) or neurons (M) of each kept sub-layer, ascending.
 
@@ -146,7 +148,7 @@ def kept_units(
         decoder: the whole decoder that the plan is about.
         plan: a plan that fits `shape`.
         shape: sizes of the whole decoder.
-        ranking: see `build_student`.
+        neurons: see `build_student`.
     """
     kept: dict[SubLayer, tuple[int, ...]] = {}
     for sublayer, keep in plan.fitted(shape).kept:
@@ -157,7 +159,7 @@ def kept_units(
         elif keep.width is None:
             kept[sublayer] = tuple(range(shape.ffn))
         else:
-            order = (ranking or {}).get(sublayer)
+            order = (neurons or {}).get(sublayer)
             if order is None:
                 order = rank_neurons(decoder, sublayer)
             kept[sublayer] = _best(order, keep.width, shape.ffn, sublayer)
@@ -165,7 +167,7 @@ def kept_units(
 
 
 def _best(order: Sequence[int], width: int, ffn: int, sublayer: SubLayer) -> tuple[int, ...]:
-    """Return the first `width` neurons of a ranking, ascending."""
+    """Return the first `width` neurons of an order, ascending."""
     best = [int(neuron) for neuron in order[:width]]
     if len(set(best)) < width or not all(0 <= neuron < ffn for neuron in best):
         raise ConfigError(

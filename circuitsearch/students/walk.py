@@ -60,7 +60,7 @@ class Walk:
         view: a whole decoder; its weights must not change meanwhile.
         features: cached states of the pages.
         memory_bytes: what a chunk may take beside weights and libraries (module docstring).
-        ranking: neurons by which widths are cut; feed-forwards that it does not name are ranked as
+        neurons: neurons by which widths are cut; feed-forwards that it does not name are ranked as
             `build_student` ranks them.
         replacements: numbers for plans that replace sub-layers, but for `alone`.
         judge: what is averaged over the answer tokens of a question.
@@ -72,7 +72,7 @@ class Walk:
         features: Features,
         *,
         memory_bytes: float = 2**30,
-        ranking: NeuronOrder | None = None,
+        neurons: NeuronOrder | None = None,
         replacements: Replacements | None = None,
         judge: Judge = token_loss,
     ) -> None:
@@ -81,7 +81,7 @@ class Walk:
         self.judge = judge
         self.fitted = replacements or Replacements()
         self._memory = memory_bytes
-        self._ranking = ranking
+        self._neurons = neurons
         self._order: NeuronOrder | None = None
         self._parts: dict[SubLayer, Parts] = {}
         vocabulary = view.shape.vocabulary
@@ -143,7 +143,7 @@ class Walk:
         if keep.heads is None and keep.width is None:
             return None
         if self._order is None:
-            self._order = {**neuron_order(self.view), **(self._ranking or {})}
+            self._order = {**neuron_order(self.view), **(self._neurons or {})}
         model: Any = self.view
         plan = Plan(((sublayer, keep),))
         return kept_units(model.model, plan, self.view.shape, self._order)[sublayer]

@@ -84,7 +84,7 @@ def test_proposals_conform(name: str, case: Case, tmp_path: Path) -> None:
         else:
             assert one.masks is None
             assert case.budget.admits(one.plan, shape)
-            student = build_student(case.teacher, one.plan, ranking=one.neurons)
+            student = build_student(case.teacher, one.plan, neurons=one.neurons)
             layers = {n: p for n, p in student.decoder.named_parameters() if ".layers." in n}
             spent = cost(one.plan, shape, "cached").scopes["decoder"].parameters
             assert sum(p.numel() for p in layers.values()) == spent

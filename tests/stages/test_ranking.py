@@ -202,7 +202,7 @@ def test_an_elastic_teacher_of_widths_is_ranked_by_the_teachers_neurons(
     assert any(rank_neurons(view.model, feed) != order[feed] for feed in order)
     ranked = rank(work, plans, view, tiny_features, "elastic", neurons=order)
     for plan, loss in ranked[:: len(ranked) // 5]:
-        expected = student_loss(tiny_teacher, tiny_features, plan, source=view.model, ranking=order)
+        expected = student_loss(tiny_teacher, tiny_features, plan, source=view.model, neurons=order)
         assert loss == pytest.approx(expected, abs=1e-4)
     # loaded, not trained again
     assert train_elastic(work, tiny_teacher, plans, tiny_features) is not view

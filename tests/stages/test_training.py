@@ -126,7 +126,7 @@ def test_students_may_begin_with_the_elastic_teachers_weights(
     order = neuron_order(tiny_teacher.decoder)
     for start, source in (("teacher", None), ("elastic", moved)):
         made = trainer(start).student(plan, 0, 1).decoder.state_dict()
-        expected = build_student(tiny_teacher, plan, source=source, ranking=order).decoder
+        expected = build_student(tiny_teacher, plan, source=source, neurons=order).decoder
         for name, weights in expected.state_dict().items():
             torch.testing.assert_close(made[name], weights, atol=1e-6, rtol=0)
     assert "start" not in trainer("teacher").objective(1)

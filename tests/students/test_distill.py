@@ -179,7 +179,7 @@ def test_elastic_training_under_one_plan_is_training_its_student(
     whole = build_student(tiny_teacher, Plan.full(4))
     whole.decoder.load_state_dict(elastic)
     units = neuron_order(tiny_teacher.decoder)
-    cut = build_student(tiny_teacher, plan, source=whole.decoder, ranking=units)
+    cut = build_student(tiny_teacher, plan, source=whole.decoder, neurons=units)
     for name, tensor in _weights(student).items():
         if name.endswith("k_proj.bias"):  # no gradient but rounding (`test_equals_the_plain_loop`)
             continue

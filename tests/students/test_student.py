@@ -347,7 +347,7 @@ def test_equal_neurons_go_to_the_lower_index(tiny_folder: Path) -> None:
 def test_a_given_ranking_decides_the_width(tiny_teacher: Teacher) -> None:
     m1 = SubLayer.parse("M1")
     order = list(range(63, -1, -1))
-    student = build_student(tiny_teacher, Plan.parse("M1:3"), ranking={m1: order})
+    student = build_student(tiny_teacher, Plan.parse("M1:3"), neurons={m1: order})
     rows = tiny_teacher.model.decoder.model.decoder.layers[1].fc1.weight[61:64]
     assert torch.equal(student.decoder.model.decoder.layers[1].fc1.weight, rows)
 
@@ -358,7 +358,7 @@ def test_a_ranking_that_names_no_neurons_is_refused(
 ) -> None:
     ranking = {SubLayer.parse("M1"): order}
     with pytest.raises(ConfigError, match=r"Ranking of M1: the plan keeps 3 neurons"):
-        build_student(tiny_teacher, Plan.parse("M1:3"), ranking=ranking)
+        build_student(tiny_teacher, Plan.parse("M1:3"), neurons=ranking)
 
 
 def test_slices_another_whole_decoder(tiny_teacher: Teacher, states: Tensor) -> None:

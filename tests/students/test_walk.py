@@ -168,10 +168,10 @@ def test_widths_follow_a_given_ranking(tiny_teacher: Teacher, tiny_features: Fea
     ffn = tiny_teacher.shape.decoder.ffn
     ranking = {SubLayer.parse("M1"): list(range(ffn))[::-1]}
     plans = [Plan.parse("C0 M1:5"), Plan.parse("C0 M1:20"), Plan.parse("C0 M1:20 M2:3")]
-    found = walked(Walk(tiny_teacher.decoder, tiny_features, ranking=ranking), plans)
+    found = walked(Walk(tiny_teacher.decoder, tiny_features, neurons=ranking), plans)
     everything = range(len(tiny_features.examples))
     for plan in plans:
-        expected = alone(tiny_teacher, tiny_features, plan, everything, ranking=ranking)
+        expected = alone(tiny_teacher, tiny_features, plan, everything, neurons=ranking)
         torch.testing.assert_close(found[plan], expected, atol=1e-4, rtol=0)
     unranked = alone(tiny_teacher, tiny_features, plans[0], everything)
     assert float((found[plans[0]] - unranked).abs().max()) > 1e-3

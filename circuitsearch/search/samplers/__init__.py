@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from circuitsearch.search.space import Space
 
-from .base import OBJECTIVES, FeasibleSampler, Objective, SpaceExhaustedError
+from .base import FeasibleSampler, Objective, SpaceExhaustedError
 from .baselines import PriorSampler, RandomSampler, random_plan
 from .evolution import EvolutionSampler, swapped
 from .history import FAILURE, History, trial_bits
@@ -22,7 +22,6 @@ from .wrapped import NSGA2Sampler, RepairedSampler, TPERepairedSampler
 
 __all__ = [
     "FAILURE",
-    "OBJECTIVES",
     "REGISTRY",
     "CircuitSampler",
     "EvolutionSampler",

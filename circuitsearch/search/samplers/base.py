@@ -27,10 +27,9 @@ from circuitsearch.search.space import Bits, Space
 from .history import Array, History
 from .prior import Prior
 
-__all__ = ["OBJECTIVES", "FeasibleSampler", "Objective", "SpaceExhaustedError"]
+__all__ = ["FeasibleSampler", "Objective", "SpaceExhaustedError"]
 
 Objective = Literal["single", "pareto"]
-OBJECTIVES: tuple[Objective, ...] = ("single", "pareto")
 _DRAWS = 20  # draws before the best untried plan is worked out
 _LISTED = 4096
 """Spaces of so many plans are listed; of larger ones the integer program finds the best plan."""

@@ -87,7 +87,7 @@ class PlanDistances:
     Args:
         case: teacher and questions.
         name: of the distance.
-        ranking: neurons by which widths are cut; None ranks as `build_student` does.
+        neurons: neurons by which widths are cut; None ranks as `build_student` does.
 
     Attributes:
         passes: forward passes of one question so far.
@@ -96,13 +96,13 @@ class PlanDistances:
         ConfigError: the distance is unknown.
     """
 
-    def __init__(self, case: Case, name: str, ranking: NeuronOrder | None = None) -> None:
+    def __init__(self, case: Case, name: str, neurons: NeuronOrder | None = None) -> None:
         if name not in DISTANCES:
             raise ConfigError(choice_problem("distance", name, list(DISTANCES)))
         self.passes = 0
         self._case = case
         self._distance = DISTANCES[name]
-        self._walk = Walk(case.teacher.decoder, case.features, ranking=ranking)
+        self._walk = Walk(case.teacher.decoder, case.features, neurons=neurons)
         self._logits: dict[int, Tensor] = {}
 
     def __call__(self, plans: Sequence[Plan], questions: Sequence[int]) -> list[float]:

@@ -155,7 +155,7 @@ def distill(
     state_file: Path | None = None,
     save_every: int = 100,
     plan_of_step: PlanOfStep | None = None,
-    ranking: NeuronOrder | None = None,
+    neurons: NeuronOrder | None = None,
     replacements: Replacements | None = None,
     teacher: ResidualDecoder | None = None,
     log_dir: Path | None = None,
@@ -172,7 +172,7 @@ def distill(
         state_file: where to keep the training state; one of the same run is resumed.
         save_every: steps between two saved states.
         plan_of_step: elastic mode: the plan that runs and trains in each step.
-        ranking: elastic mode: neurons by which widths are cut; by default those of the weights
+        neurons: elastic mode: neurons by which widths are cut; by default those of the weights
             before training, as `build_student` ranks them.
         replacements: elastic mode: numbers for sub-layers that plans replace; they do not train.
         teacher: the teacher's decoder, on the student's device; only losses that compare streams
@@ -194,7 +194,7 @@ def distill(
     """
     folder = log_dir if processes.is_main else None
     with scalar_log(folder) as log_scalars, only_layers_train(view) as named:
-        given = seed, plan_of_step, named, ranking, replacements, teacher, processes
+        given = seed, plan_of_step, named, neurons, replacements, teacher, processes
         trainer = Trainer(view, features, recipe, *given)
         progress = _begin(trainer, state_file, processes)
         first, before, started = progress.step, progress.seconds, time.perf_counter()

@@ -76,7 +76,7 @@ class Trainer:
         seed: seed of the data order.
         plan_of_step: what runs in each step; None runs everything that is there.
         named: the parameters that train.
-        ranking: neurons by which widths of those plans are cut, for feed-forwards that it names;
+        neurons: neurons by which widths of those plans are cut, for feed-forwards that it names;
             the others are ranked by the weights at the start.
         replacements: numbers for sub-layers that those plans replace by `mean` or `linear`; they
             do not train.
@@ -93,7 +93,7 @@ class Trainer:
         seed: int,
         plan_of_step: PlanOfStep | None,
         named: dict[str, nn.Parameter],
-        ranking: NeuronOrder | None = None,
+        neurons: NeuronOrder | None = None,
         replacements: Replacements | None = None,
         teacher: ResidualDecoder | None = None,
         processes: Processes = ALONE,
@@ -120,16 +120,16 @@ class Trainer:
             lr=recipe.learning_rate,
             fused=True,
         )
-        self._ranking: NeuronOrder = {}
+        self._neurons: NeuronOrder = {}
         self._replacements = replacements
         elastic: list[object] = []
         if plan_of_step is not None:
             # fixed here: ranks of weights that move would cut other neurons at every step
-            self._ranking = {**neuron_order(view), **(ranking or {})}
+            self._neurons = {**neuron_order(view), **(neurons or {})}
             elastic = [
                 str(plan_of_step(step)) for step in range(min(recipe.steps, _PLANS_IN_IDENTITY))
             ]
-            elastic += [[str(s), *order] for s, order in sorted((ranking or {}).items())]
+            elastic += [[str(s), *order] for s, order in sorted((neurons or {}).items())]
             elastic += [replacements.fingerprint] if replacements else []
         parts = [recipe.to_json(), features.key, seed, elastic, _weights_hash(named)]
         if self._inside.names:  # cached logits are in the features' key, the rest is not
@@ -280,7 +280,7 @@ class Trainer:
         plan = self._plan_of_step(step)
         if not plan.kept:
             raise ConfigError(f"Distillation: plan_of_step({step}) keeps no sub-layer")
-        return PlanView(self._view, plan, ranking=self._ranking, replacements=self._replacements)
+        return PlanView(self._view, plan, neurons=self._neurons, replacements=self._replacements)
 
 
 def _added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

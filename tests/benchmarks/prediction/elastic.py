@@ -207,7 +207,7 @@ def _values(
 ) -> tuple[Tensor, list[int]]:
     """Return values [plans, questions] and the questions in their order."""
     neurons = neuron_order(pipeline.teacher.decoder)  # by which widths were cut in training
-    walk = Walk(view, pipeline.features[split], judge=judge, ranking=neurons)
+    walk = Walk(view, pipeline.features[split], judge=judge, neurons=neurons)
     pieces, asked = [], []
     for some in walk.chunks(plans, questions):
         chunk = walk.chunk(some, plans)

@@ -95,7 +95,7 @@ def _losses(pipeline: Pipeline, plans: Sequence[Plan]) -> dict[str, list[float]]
     found = {}
     for name, view in views.items():
         if view is not None:
-            walk = Walk(view, pipeline.features["select"], ranking=neuron_order(teacher))
+            walk = Walk(view, pipeline.features["select"], neurons=neuron_order(teacher))
             folder = work.config.work / content_hash([name, weights_hash(view)])
             losses = plan_losses(walk, plans, folder, lambda done, of: None)
             found[name] = [-loss for loss in losses]

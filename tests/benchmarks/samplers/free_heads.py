@@ -50,7 +50,7 @@ class Losses:
     def __call__(self, bits: Bits) -> float:
         """Return the loss."""
         if bits not in self.known:
-            view = PlanView(self._view, self._space.plan(bits), ranking=self._ranking)
+            view = PlanView(self._view, self._space.plan(bits), neurons=self._ranking)
             self.known[bits] = float(answer_loss_of(view, self._features).double().mean())
         return self.known[bits]
 

@@ -311,6 +311,6 @@ def test_rankings_are_what_students_are_cut_by(make: Callable[..., Case], teache
     narrow = case.units.less(case.units.everything, case.units.by_sublayer[feed][-2:])
     one = proposal(case, narrow, ranking=dict.fromkeys(case.units.by_sublayer, ranks))
     assert one.ranking == {"M1": tuple(ranks)}
-    cut = build_student(teacher, one.plan, ranking=one.neurons).decoder.model.decoder.layers[1]
+    cut = build_student(teacher, one.plan, neurons=one.neurons).decoder.model.decoder.layers[1]
     whole = linears(teacher, feed)["fc1"].weight
     assert torch.equal(cut.fc1.weight, whole[sorted(ranks[:2])])
