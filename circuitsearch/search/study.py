@@ -50,8 +50,8 @@ from circuitsearch.search.admission import Admission, Admit
 from circuitsearch.search.samplers import (
     REGISTRY,
     FeasibleSampler,
+    Goal,
     History,
-    Objective,
     Prior,
     SpaceExhaustedError,
 )
@@ -115,7 +115,7 @@ class Study(StudyView):
         prior: Prior | Mapping[str, float] | None = None,
         config: Any = None,
         versions: Mapping[str, Any] | None = None,
-        goal: Objective = "single",
+        goal: Goal = "single",
     ) -> Study:
         """Create a study, or open the one of that name if it is about the same.
 
@@ -418,7 +418,7 @@ def settled(
     seed: int,
     sampler: str = "circuit",
     prior: Prior | Mapping[str, float] | None = None,
-    goal: Objective = "single",
+    goal: Goal = "single",
 ) -> tuple[FeasibleSampler, dict[str, Any]]:
     """Return the sampler and the identity of a study with these settings; see `Study.open`.
 
@@ -432,7 +432,7 @@ def settled(
 
 
 def _sampler(
-    name: str, space: Space, prior: Prior | None, seed: int, goal: Objective
+    name: str, space: Space, prior: Prior | None, seed: int, goal: Goal
 ) -> FeasibleSampler:
     """Return the sampler of that name."""
     if name not in REGISTRY:

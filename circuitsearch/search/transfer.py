@@ -24,7 +24,7 @@ from circuitsearch.core.files import content_hash
 from circuitsearch.core.measurement import merit
 from circuitsearch.core.plan import Plan
 from circuitsearch.search.admission import Admit, measurer
-from circuitsearch.search.samplers import Objective, Prior
+from circuitsearch.search.samplers import Goal, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import masked, storage_errors
 from circuitsearch.search.storage.rows import queued_row
@@ -197,7 +197,7 @@ def fork(
     prior: Prior | Mapping[str, float] | None = None,
     config: Any = None,
     versions: Mapping[str, Any] | None = None,
-    goal: Objective = "single",
+    goal: Goal = "single",
     *,
     best: int = 8,
     admit: Admit | None = None,

@@ -16,7 +16,7 @@ from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.progress import Work
 from circuitsearch.search import transfer
-from circuitsearch.search.samplers import Objective, Prior
+from circuitsearch.search.samplers import Goal, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import close_storage, is_there, open_storage
 from circuitsearch.search.storage.registration import check_unchanged
@@ -69,7 +69,7 @@ class _Settings(TypedDict):
     prior: Prior
     config: dict[str, Any]
     versions: dict[str, str]
-    goal: Objective
+    goal: Goal
 
 
 def _settings(work: Workspace, space: Space, prior: Prior, trainer: StudentTrainer) -> _Settings:

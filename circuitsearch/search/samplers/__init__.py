@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from circuitsearch.search.space import Space
 
-from .base import FeasibleSampler, Objective, SpaceExhaustedError
+from .base import FeasibleSampler, Goal, SpaceExhaustedError
 from .baselines import PriorSampler, RandomSampler, random_plan
 from .evolution import EvolutionSampler, swapped
 from .history import FAILURE, History, trial_bits
@@ -26,9 +26,9 @@ __all__ = [
     "CircuitSampler",
     "EvolutionSampler",
     "FeasibleSampler",
+    "Goal",
     "History",
     "NSGA2Sampler",
-    "Objective",
     "Prior",
     "PriorSampler",
     "RandomSampler",
@@ -42,7 +42,7 @@ __all__ = [
     "trial_bits",
 ]
 
-REGISTRY: dict[str, Callable[[Space, Prior | None, int, Objective], FeasibleSampler]] = {
+REGISTRY: dict[str, Callable[[Space, Prior | None, int, Goal], FeasibleSampler]] = {
     "elastic": RankedSampler,
     "circuit": CircuitSampler,
     "tpe": TPERepairedSampler,

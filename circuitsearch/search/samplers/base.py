@@ -27,9 +27,9 @@ from circuitsearch.search.space import Bits, Space
 from .history import Array, History
 from .prior import Prior
 
-__all__ = ["FeasibleSampler", "Objective", "SpaceExhaustedError"]
+__all__ = ["FeasibleSampler", "Goal", "SpaceExhaustedError"]
 
-Objective = Literal["single", "pareto"]
+Goal = Literal["single", "pareto"]
 _DRAWS = 20  # draws before the best untried plan is worked out
 _LISTED = 4096
 """Spaces of so many plans are listed; of larger ones the integer program finds the best plan."""
@@ -53,7 +53,7 @@ class FeasibleSampler(BaseSampler, ABC):
         space: Space,
         prior: Prior | None = None,
         seed: int = 0,
-        objective: Objective = "single",
+        goal: Goal = "single",
     ) -> None:
         """Prepare a sampler; it keeps no state that a proposal depends on.
 
@@ -61,7 +61,7 @@ class FeasibleSampler(BaseSampler, ABC):
             space: the feasible plans.
             prior: what is known beforehand.
             seed: the study's seed.
-            objective: `single` looks for the best plan within the budget; `pareto` for the best
+            goal: `single` looks for the best plan within the budget; `pareto` for the best
                 at every cost below it: each proposal draws a share of the budget to stay within.
 
         Raises:
@@ -73,7 +73,7 @@ class FeasibleSampler(BaseSampler, ABC):
         self.prior = prior or Prior()
         self.scores = self.prior.array(space)
         self.seed = seed
-        self.objective = objective
+        self.goal = goal
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -120,7 +120,7 @@ class FeasibleSampler(BaseSampler, ABC):
             SpaceExhaustedError: there is none left.
         """
         rng = np.random.default_rng(seed_from("sampler", self.seed, len(history.taken)))
-        space = self._within_reach(rng) if self.objective == "pareto" else self.space
+        space = self._within_reach(rng) if self.goal == "pareto" else self.space
         candidates = self.candidates(history, rng, space)
         for _ in range(_DRAWS):
             bits = next(candidates, None)

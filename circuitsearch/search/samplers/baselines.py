@@ -10,7 +10,7 @@ from circuitsearch.core.errors import ConfigError
 from circuitsearch.search.knapsack import greedy, take
 from circuitsearch.search.space import Bits, Space
 
-from .base import FeasibleSampler, Objective
+from .base import FeasibleSampler, Goal
 from .history import Array, History
 from .prior import Prior
 
@@ -53,7 +53,7 @@ class PriorSampler(FeasibleSampler):
         space: Space,
         prior: Prior | None = None,
         seed: int = 0,
-        objective: Objective = "single",
+        goal: Goal = "single",
     ) -> None:
         """Prepare the sampler; see `FeasibleSampler`.
 
@@ -61,7 +61,7 @@ class PriorSampler(FeasibleSampler):
             ConfigError: there are no scores, or they do not cover the units.
             InfeasibleError: no legal student fits the budget.
         """
-        super().__init__(space, prior, seed, objective)
+        super().__init__(space, prior, seed, goal)
         if self.scores is None:
             raise ConfigError(
                 "search.sampler: 'prior' needs scores, but none were given; run the discovery "

@@ -21,7 +21,7 @@ import numpy as np
 from circuitsearch.core.errors import ConfigError
 from circuitsearch.search.space import Bits, Space
 
-from .base import FeasibleSampler, Objective
+from .base import FeasibleSampler, Goal
 from .history import Array, History
 from .prior import Prior, ranked_bits
 
@@ -41,7 +41,7 @@ class RankedSampler(FeasibleSampler):
         space: Space,
         prior: Prior | None = None,
         seed: int = 0,
-        objective: Objective = "single",
+        goal: Goal = "single",
     ) -> None:
         """Prepare the sampler; see `FeasibleSampler`.
 
@@ -49,7 +49,7 @@ class RankedSampler(FeasibleSampler):
             ConfigError: there is no ranking.
             InfeasibleError: no legal student fits the budget.
         """
-        super().__init__(space, prior, seed, objective)
+        super().__init__(space, prior, seed, goal)
         if not self.prior.ranking:
             raise ConfigError(
                 "search.sampler: 'elastic' needs the ranking of plans under the elastic teacher; "

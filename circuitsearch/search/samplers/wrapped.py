@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from circuitsearch.search.knapsack import take
 from circuitsearch.search.space import Bits, Space
 
-from .base import FeasibleSampler, Objective
+from .base import FeasibleSampler, Goal
 from .history import Array, History
 from .prior import Prior
 
@@ -43,10 +43,10 @@ class RepairedSampler(FeasibleSampler):
         space: Space,
         prior: Prior | None = None,
         seed: int = 0,
-        objective: Objective = "single",
+        goal: Goal = "single",
     ) -> None:
         """Prepare the private study; see `FeasibleSampler`."""
-        super().__init__(space, prior, seed, objective)
+        super().__init__(space, prior, seed, goal)
         self._bits: dict[str, BaseDistribution] = {
             name: CategoricalDistribution((0, 1)) for name in sorted(space.names)
         }

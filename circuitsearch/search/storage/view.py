@@ -25,7 +25,7 @@ from circuitsearch.core.errors import ConfigError, StorageError, choice_problem
 from circuitsearch.core.files import canonical_json, content_hash
 from circuitsearch.core.measurement import Measurement, merit
 from circuitsearch.core.plan import Plan
-from circuitsearch.search.samplers import Objective, Prior
+from circuitsearch.search.samplers import Goal, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import masked
 from circuitsearch.search.storage.ledger import Ledger
@@ -267,7 +267,7 @@ def study_identity(
     seed: int,
     sampler: str,
     prior: Prior | None,
-    goal: Objective = "single",
+    goal: Goal = "single",
 ) -> dict[str, Any]:
     """Return what a study is about, as plain JSON.
 
