@@ -57,7 +57,7 @@ def scores_section(material: Material) -> Markup:
         0 if found is None else len(found.measurements),
         None if found is None else found.ranking_trust,
     )
-    parts += [element("h3", "What the scores were worth"), element("p", words)]
+    parts += [element("h3", "What the effects were worth"), element("p", words)]
     return joined((*parts, *_predicted(material)))
 
 

@@ -4,7 +4,7 @@ All of it is computed from the records of finished trials, in the order of the t
 
     incumbent after n trainings    the highest quality among the first n
     selection frequency            share of the best tenth of the plans that keep a component
-    prior trust                    Spearman's correlation of the sum of the kept components' scores
+    prior trust                    Spearman's correlation of the sum of the kept components' effects
                                    with measured quality; the same of the predicted loss, its
                                    sign turned
 """
@@ -177,20 +177,20 @@ def _heads(plan: Plan, attention: SubLayer, decoder: DecoderShape) -> Sequence[i
 
 
 def trust_words(trust: float | None, plans: int, ranking: tuple[float, int] | None = None) -> str:
-    """Say how well the scores, and the ranking, ordered the plans that were measured.
+    """Say how well the effects, and the ranking, ordered the plans that were measured.
 
     Args:
-        trust: of the scores; None when it is not known.
+        trust: of the effects; None when it is not known.
         plans: number of measured plans.
         ranking: of the predicted loss, and the number of plans that it is known of; None when it is
             not known.
     """
     told = (
-        "Not known: it takes scores, three measured plans or more, and plans that differ in "
-        "their scores and in their quality."
+        "Not known: it takes effects, three measured plans or more, and plans that differ in "
+        "their effects and in their quality."
         if trust is None
-        else f"Spearman {_number(trust)} between the sum of the kept components' scores and "
-        f"measured ANLS, over {plans} plans: the scores {_judged(trust)}."
+        else f"Spearman {_number(trust)} between the sum of the kept components' effects and "
+        f"measured ANLS, over {plans} plans: the effects {_judged(trust)}."
     )
     if ranking is None:
         return told

@@ -109,11 +109,11 @@ def _trial(made: Measurement) -> dict[str, Any]:
 
 
 def _trust(study: Study) -> str:
-    """Say how well the scores explained what was measured."""
+    """Say how well the effects, and the ranking, explained what was measured."""
     trust, ranking = study.prior_trust(), study.ranking_trust()
     told = []
     if trust is not None:
-        told.append(f"Spearman {trust:.2f} of score sum and measured quality")
+        told.append(f"Spearman {trust:.2f} of the sum of effects and measured quality")
     if ranking is not None:
         what = "predicted loss (sign turned) and measured quality"
         told.append(f"Spearman {ranking[0]:.2f} of {what} over {ranking[1]} plans")

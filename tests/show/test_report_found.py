@@ -115,9 +115,9 @@ def test_prior_trust_is_said_in_words(trust: float | None, words: str) -> None:
     assert "predicted loss" not in told
 
 
-def test_what_the_ranking_was_worth_is_said_beside_the_scores() -> None:
+def test_what_the_ranking_was_worth_is_said_beside_the_effects() -> None:
     told = trust_words(-0.5, 9, (0.91, 7))
-    assert "the scores misled" in told
+    assert "the effects misled" in told
     assert "Spearman 0.91 between predicted loss" in told
     assert "over the 7 of them that were ranked" in told
     assert "these losses ranked the plans well" in told
