@@ -24,12 +24,13 @@ from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.training.distill import distill
+from circuitsearch.students.training.trainer import trainable
 from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 
-from .weights import recipe_of, train_once, trainable
+from .weights import recipe_of, train_once
 
 __all__ = [
     "Ranking",

@@ -1,4 +1,4 @@
-"""Weights that are trained once and kept: the recipe, what trains, and the file it ends in."""
+"""Weights that are trained once and kept: the recipe, and the file it ends in."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from circuitsearch.core.files import write_bytes
 from circuitsearch.processes import ALONE, Processes
 from circuitsearch.students.training.distill import DistillRecipe
 from circuitsearch.students.training.presets import PRESETS
+from circuitsearch.students.training.trainer import trainable
 
-__all__ = ["recipe_of", "train_once", "trainable"]
+__all__ = ["recipe_of", "train_once"]
 
 
 def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> DistillRecipe:
@@ -35,11 +36,6 @@ def recipe_of(config: SearchConfig, *, steps: int, learning_rate: float) -> Dist
         temperature=shared.temperature,
         precision=shared.precision,
     )
-
-
-def trainable(view: Any) -> dict[str, torch.nn.Parameter]:
-    """Return what the shared trainer trains: the parameters of the decoder layers."""
-    return {name: p for name, p in view.model.named_parameters() if ".layers." in name}
 
 
 def train_once(

@@ -27,7 +27,7 @@ from circuitsearch.students.training.trace import Trace
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 from circuitsearch.teacher.documents.collate import IGNORED
 
-__all__ = ["PlanOfStep", "Trainer", "only_layers_train"]
+__all__ = ["PlanOfStep", "Trainer", "only_layers_train", "trainable"]
 
 PlanOfStep = Callable[[int], Plan]
 """The plan of a training step (from 0); a pure function, so that runs can be resumed."""
@@ -38,6 +38,13 @@ _LARGEST_WEIGHT = 100.0
 _PLANS_IN_IDENTITY = 16
 
 
+def trainable(view: ResidualDecoder) -> dict[str, nn.Parameter]:
+    """Return by name what the trainer trains: the parameters of the decoder layers."""
+    model: Any = getattr(view, "model", None)
+    parameters = () if model is None else model.named_parameters()
+    return {name: one for name, one in parameters if ".layers." in name}
+
+
 @contextmanager
 def only_layers_train(view: ResidualDecoder) -> Iterator[dict[str, nn.Parameter]]:
     """Let gradients reach the decoder layers alone; yield their parameters by name.
@@ -46,15 +53,14 @@ def only_layers_train(view: ResidualDecoder) -> Iterator[dict[str, nn.Parameter]
         ConfigError: if the layers are frozen, as a teacher's are, or there are none.
     """
     model: Any = getattr(view, "model", None)
-    parameters = dict(model.named_parameters()) if model is not None else {}
-    named = {n: p for n, p in parameters.items() if ".layers." in n and p.requires_grad}
+    named = {name: one for name, one in trainable(view).items() if one.requires_grad}
     if not named:
         raise ConfigError(
             "Distillation: the decoder has no layer that may be trained. Give the view of a "
             "student that build_student made (for an elastic teacher: of the full plan); a "
             "teacher's own decoder is frozen, and an empty plan leaves nothing to train"
         )
-    others = [p for n, p in parameters.items() if n not in named and p.requires_grad]
+    others = [p for n, p in model.named_parameters() if n not in named and p.requires_grad]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
