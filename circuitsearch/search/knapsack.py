@@ -64,7 +64,6 @@ def solve(
     *,
     interactions: Sequence[Interaction] = (),
     distance: int = 1,
-    percent: int = 100,
 ) -> Bits | None:
     """Return the feasible plan of largest total value, exactly.
 
@@ -78,7 +77,6 @@ def solve(
         forbidden: plans as bits; the answer differs from each of them.
         interactions: worths of units that stay together.
         distance: by how many units the answer differs from each forbidden plan, at least.
-        percent: share of every capacity that may be used, in percent.
 
     Returns:
         The plan's bits, or None when no plan satisfies all rows.
@@ -91,11 +89,9 @@ def solve(
     size = _size(array, interactions)
     worths = tie_broken(array, size)
     scaled = [(members, worth / size) for members, worth in interactions if size > 0 and worth]
-    unspent = [left - left * percent // 100 for left in space.capacity]
-    capacity = [left - kept for left, kept in zip(space.capacity, unspent, strict=True)]
     cuts = [(tuple(int(bit) for bit in plan), distance) for plan in forbidden]
     while True:
-        bits = solve_once(worths, space, capacity, cuts, scaled)
+        bits = solve_once(worths, space, cuts, scaled)
         if bits is None:
             return None
         if any(_differences(bits, plan) < apart for plan, apart in cuts):
@@ -103,9 +99,7 @@ def solve(
                 f"The integer program returned the excluded plan {str(space.plan(bits))!r}: "
                 "the HiGHS solver of the installed SciPy is faulty, try another SciPy version"
             )
-        left = space.remaining(bits)
-        fits = all(have >= kept for have, kept in zip(left, unspent, strict=True))
-        if fits and space.lawful(bits):
+        if min(space.remaining(bits), default=0) >= 0 and space.lawful(bits):
             return bits
         # Beyond a limit by less than the solver's tolerance: cut this point off, solve again.
         cuts.append((bits, 1))
@@ -288,9 +282,8 @@ def pool(
     while len(found) < size:
         bits = None
         if len(found) % 3 == 2:
-            bits = solve(
-                values, space, found, interactions=interactions, distance=apart, percent=98
-            )
+            smaller = space.within(98)
+            bits = solve(values, smaller, found, interactions=interactions, distance=apart)
         if bits is None:
             bits = solve(values, space, found, interactions=interactions, distance=apart)
         if bits is None:
@@ -328,7 +321,7 @@ def sweep_budget(
     """
     found = []
     for percent in percents:
-        bits = solve(values, space, interactions=interactions, percent=percent)
+        bits = solve(values, space.within(percent), interactions=interactions)
         if bits is not None:
             found.append(Predicted(percent, space.plan(bits), total(bits, values, interactions)))
     return found

@@ -60,7 +60,6 @@ class _Rows:
 def solve_once(
     worths: NDArray[np.float64],
     space: Space,
-    capacity: Sequence[int],
     cuts: Sequence[tuple[Bits, int]],
     interactions: Sequence[Interaction] = (),
 ) -> Bits | None:
@@ -68,8 +67,7 @@ def solve_once(
 
     Args:
         worths: worth of each unit; shape [units].
-        space: units, costs and rules.
-        capacity: what may be spent, one integer per limit.
+        space: units, costs, limits and rules.
         cuts: plans with the distance that the answer keeps from each.
         interactions: see `Interaction`.
 
@@ -80,7 +78,7 @@ def solve_once(
     opened = [place for place, part in enumerate(space.parts) if part.free]
     variables = units + len(opened) + len(interactions)
     rows = _Rows()
-    _add_limits(rows, space, capacity, opened)
+    _add_limits(rows, space, opened)
     _add_rules(rows, space, opened)
     for place, (members, worth) in enumerate(interactions):
         _add_interaction(rows, units + len(opened) + place, members, worth)
@@ -105,10 +103,10 @@ def solve_once(
     return tuple(int(value > 0.5) for value in result.x[:units])
 
 
-def _add_limits(rows: _Rows, space: Space, capacity: Sequence[int], opened: Sequence[int]) -> None:
+def _add_limits(rows: _Rows, space: Space, opened: Sequence[int]) -> None:
     """Add one row per limit, scaled for the solver."""
     units = len(space.units)
-    for limit, left in enumerate(capacity):
+    for limit, left in enumerate(space.capacity):
         prices = [int(price) for price in space.costs[limit]]
         prices += [int(space.openings[limit, place]) for place in opened]
         # Dividing by the common divisor loses nothing: sums of multiples stay below a number
