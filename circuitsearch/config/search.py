@@ -140,6 +140,11 @@ class SearchConfig(Section):
         return self.search.sampler or ("elastic" if ranked else "circuit")
 
     @property
+    def final_steps(self) -> int:
+        """Steps of the final distillations."""
+        return self.final.steps or self.distill.steps
+
+    @property
     def warm_baselines(self) -> list[str]:
         """Names of the published methods whose plans are distilled first."""
         named = self.search.warm_baselines

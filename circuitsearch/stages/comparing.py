@@ -118,7 +118,7 @@ def _run(
     work: Workspace, trainer: StudentTrainer, entry: _Entry, seed: int
 ) -> tuple[Measurement, Answers]:
     """Distil a student with one seed and ask it the final pages."""
-    steps = work.config.final.steps or work.config.distill.steps
+    steps = work.config.final_steps
     return trainer.answered(
         entry.plan,
         entry.source,

@@ -99,7 +99,7 @@ def trainings(work: Workspace) -> dict[str, dict[str, int]]:
     """Return how many students each stage trains at most, and for how many steps each."""
     config = work.config
     steps = config.distill.steps
-    full = config.final.steps or steps
+    full = config.final_steps
     compared = 1 + config.exhaustive.top + len(config.baselines)
     compared += min(config.exhaustive.top, config.exhaustive.short)
     # of several plans of one method, each is distilled with the first seed, one with all

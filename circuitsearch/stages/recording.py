@@ -53,7 +53,7 @@ def record_of(
     """
     config = work.config
     row = next(one for one in rows if one.name == best)
-    seed, steps = config.final.seeds[0], config.final.steps or config.distill.steps
+    seed, steps = config.final.seeds[0], config.final_steps
     _, teacher = trainer.answered_teacher()
     _, student = trainer.answered(
         Plan.parse(row.plan), row.source, seed=seed, steps=steps, split="final", phase="full"

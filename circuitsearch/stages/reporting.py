@@ -64,7 +64,7 @@ def report(
             for spec in (limit.spec() for limit in config.budget)
         ],
         "training": f"{config.distill.steps} steps per search trial, "
-        f"{config.final.steps or config.distill.steps} in the final comparison",
+        f"{config.final_steps} in the final comparison",
         "seed": config.seed,
         "evaluation": {
             "ANLS": config.evaluation.anls,
@@ -128,7 +128,7 @@ def hand_over(
     Only rendered pages are copied: a user's documents stay where they are.
     """
     config = work.config
-    steps = config.final.steps or config.distill.steps
+    steps = config.final_steps
     best, seed = best_of(study), config.final.seeds[0]
     source = next(trial.source for trial in study.trials() if trial.plan_hash == best.hash)
     made = trainer.measured(best, source, seed=seed, steps=steps, split="final", phase="full")
