@@ -114,23 +114,26 @@ class SearchConfig(Section):
             if wanted
         ]
         asked += ["distill.start"] if self.distill.start == "elastic" else []
+        problems = []
         if self.elastic.steps == 0 and asked:
-            raise ValueError(
+            problems.append(
                 f"{', '.join(asked)}: asks for the elastic teacher but elastic.steps is 0; "
                 "set one of them otherwise"
             )
         if self.space.replacements and self.scores.metric != "answer_loss":
-            raise ValueError(
+            problems.append(
                 f"scores.metric: got {self.scores.metric!r} with space.replacements, whose worth "
                 "is measured as answer_loss and added to the effects; set answer_loss, or leave "
                 "the replacements out"
             )
         if self.search.promote and self.final.steps in (None, self.distill.steps):
-            raise ValueError(
+            problems.append(
                 f"search.promote asks to distil {self.search.promote} plans again in full, but "
                 "final.steps is that of the search's own distillation; set final.steps above "
                 f"{self.distill.steps}, or search.promote to 0"
             )
+        if problems:
+            raise ValueError(". ".join(problems))
         return self
 
     @property

@@ -63,6 +63,14 @@ BAD = {
         GOOD + "search: {promote: 2}\nfinal: {steps: 300}\n",
         r"search.promote asks to distil 2 plans again in full, but final.steps is that of",
     ),
+    "worths of two units": (
+        GOOD + "scores: {metric: margin}\nspace: {replacements: [mean]}\n",
+        r"scores.metric: got 'margin' with space.replacements, .*; set answer_loss",
+    ),
+    "settings that do not go together, all of them": (
+        GOOD + "scores: {metric: margin}\nspace: {replacements: [mean]}\nsearch: {promote: 2}\n",
+        r"scores.metric: got 'margin' .*\. search.promote asks to distil 2 plans",
+    ),
     "misspelt loss": (
         GOOD + "distill: {losses: {forward_kld: 1}}\n",
         r"line 5: distill.losses.forward_kld: .*'forward_kl', .*got 'forward_kld'",

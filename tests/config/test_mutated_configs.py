@@ -40,7 +40,7 @@ GOOD: dict[str, Any] = {
         },
     },
     "generation": {"prompt": ("count", "42"), "passes": ("count", "34")},
-    "scores": {"ablation": ("choice", "mean"), "metric": ("choice", "margin")},
+    "scores": {"ablation": ("choice", "mean"), "metric": ("choice", "answer_loss")},
     "circuit": {
         "level": ("choice", "heads"),
         "pages": ("count", "24"),
