@@ -308,8 +308,11 @@ class Study(StudyView):
             admission = Admission(self.space, self._speeds, admit, me, lease)
             try:
                 self._ledger.queue(self._warm(chosen, admission, trainings), trainings)
-                while not isinstance(row := self._claim(me, terms, admission), Ending):
-                    record = self._carry_out(row, me, evaluate, lease, admission)
+                while True:
+                    got = self._claim(me, terms, admission)
+                    if isinstance(got, Ending):
+                        return got
+                    record = self._carry_out(got, me, evaluate, lease, admission)
                     if on_trial is not None:
                         on_trial(record)
             except BaseException:
@@ -318,7 +321,6 @@ class Study(StudyView):
                 with contextlib.suppress(StorageError):
                     self._ledger.release(me)
                 raise
-        return row
 
     def _checked(self, warm: Sequence[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
         """Return the warm-start plans in canonical form; refuse all infeasible ones together."""
@@ -341,11 +343,7 @@ class Study(StudyView):
 
     def _claim(self, me: str, terms: Terms, admission: Admission) -> Row | Ending:
         """Return the next plan for this worker, or why there is none; wait as long as needed."""
-        pause = 0.05
-        history = patiently(self._recall.history, terms.lease)
-        # A proposal is worth its time only if nothing is waiting to be evaluated before it.
-        wanted = self._recall.waiting == 0 and self._recall.begun < terms.trainings
-        proposal = self._proposal(history, admission) if wanted else None
+        pause, proposal = 0.05, None
         while True:
             got = patiently(partial(self._ledger.claim, me, terms, proposal), terms.lease)
             if isinstance(got, Row):
@@ -355,20 +353,22 @@ class Study(StudyView):
                 return Ending.TRAININGS
             if got is Outlook.STOPPED:
                 return Ending.STOPPED
-            if got is Outlook.PROPOSE and proposal is not None:
+            wanted = got is Outlook.PROPOSE
+            if wanted and proposal is not None:
                 self._rivals = min(self._rivals + 1, 16)  # one was faster with the same proposal
-            proposal = None
-            if got is Outlook.PROPOSE:
-                history = patiently(self._recall.history, terms.lease)
-                proposal = self._proposal(history, admission)
-                if proposal is None and self._recall.waiting + self._recall.running == 0:
-                    return Ending.STOPPED if self.stopping() else Ending.EXHAUSTED
+            proposal = self._proposal(terms, admission) if wanted else None
+            if wanted and proposal is None and self._recall.waiting + self._recall.running == 0:
+                return Ending.STOPPED if self.stopping() else Ending.EXHAUSTED
             if proposal is None:
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0, terms.lease / 4)
 
-    def _proposal(self, history: History, admission: Admission) -> tuple[Plan, str] | None:
-        """Return a proposal that is within the measured limits; None when nothing is left."""
+    def _proposal(self, terms: Terms, admission: Admission) -> tuple[Plan, str] | None:
+        """Return a proposal that is within the measured limits.
+
+        None when nothing is left to propose, or the study is asked to stop meanwhile.
+        """
+        history = patiently(self._recall.history, terms.lease)
         while True:
             history = replace(history, taken=history.taken | admission.refused())
             bits = self._next(history)

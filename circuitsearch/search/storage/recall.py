@@ -26,12 +26,11 @@ class Recall:
         waiting: number of trials, when it was last brought up to date, that a worker has to take
             before it proposes: queued ones, and those of dead or silent workers.
         running: number of trials that others evaluated then.
-        begun: number of trials that were measured or running then.
     """
 
     def __init__(self, ledger: Ledger, space: Space) -> None:
         """Start without any knowledge."""
-        self.waiting = self.running = self.begun = 0
+        self.waiting = self.running = 0
         self._ledger = ledger
         self._space = space
         self._start = 0  # the first trial that was not finished
@@ -58,7 +57,6 @@ class Recall:
                 self._done[row.number] = (np.array(bits, dtype=np.float64), quality)
         self.waiting = sum(row.state == "queued" or row.stale for row in open_rows)
         self.running = len(open_rows) - self.waiting
-        self.begun = len(self._done) + self.running
         self._start = min(
             (row.number for row in open_rows),
             default=rows[-1].number + 1 if rows else self._start,
