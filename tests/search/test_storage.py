@@ -22,6 +22,9 @@ from circuitsearch.search.storage.connection import (
     storage_url,
     without_password,
 )
+from circuitsearch.search.storage.view import StudyView
+from circuitsearch.search.study import Study
+from tests.search_fixtures import Landscape, make_space
 
 
 def test_sqlite_connections_are_prepared_and_transactions_take_the_lock(database: Path) -> None:
@@ -117,6 +120,30 @@ def test_what_is_no_usable_file_is_refused(tmp_path: Path) -> None:
         open_storage(tmp_path)
     with pytest.raises(StorageError, match=r"(?s)folder '.*missing' does not exist.*mkdir -p"):
         open_storage(tmp_path / "missing" / "study.db")
+
+
+def test_what_cannot_be_written_is_read_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a b#c?" / "stu%dy.db"
+    path.parent.mkdir()
+    landscape = Landscape.random(make_space(), 1)
+    storage = open_storage(path)
+    Study.open(storage, "kept", make_space(), {}, 0, "random").run(landscape.measure, 2)
+    with storage.engine.connect() as held:  # as long as it is open the log stays
+        held.execute(sa.text("SELECT 1 FROM circuitsearch_studies"))
+        monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != path.parent)
+        with pytest.raises(StorageError, match=r"last changes lie in stu%dy\.db-wal beside it"):
+            open_storage(path)
+    close_storage(storage)
+    assert os.listdir(path.parent) == [path.name]
+    storage = open_storage(path)
+    view = StudyView(storage, "kept")
+    assert (view.status().measured, len(view.ranked())) == (2, 2)
+    with pytest.raises(StorageError, match="is read-only; change its permissions"):
+        Study.attach(storage, "kept").run(landscape.measure, 3)
+    close_storage(storage)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_locked_file_is_named(database: Path) -> None:

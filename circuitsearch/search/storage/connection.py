@@ -5,7 +5,9 @@ SQLite is the default, one file next to the run; PostgreSQL serves many machines
 write-ahead log, `synchronous=NORMAL`, a busy timeout, and every transaction that may write begins
 with `BEGIN IMMEDIATE`. `NORMAL` may lose the last commits on a power cut, never on a killed
 process. The write-ahead log needs shared memory, hence a local disk: a network file system is
-refused. On PostgreSQL no transaction waits for a lock, or holds one idly, beyond the timeout.
+refused. A file that must not be written is opened as immutable, without the log: a finished study
+can be read wherever it is kept. On PostgreSQL no transaction waits for a lock, or holds one idly,
+beyond the timeout.
 
 Every database error becomes a `StorageError` that says what to do. Credentials are masked in all
 messages.
@@ -196,7 +198,10 @@ def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) 
     """
     url = storage_url(url_or_path)
     if url.get_backend_name() == "sqlite" and url.database not in _MEMORY:
-        _check_sqlite_path(Path(url.database or ""), url)
+        path = Path(url.database or "")
+        _check_sqlite_path(path, url)
+        if _is_read_only(path):
+            url = _immutable(path, url)
     with storage_errors(url):
         return _retried(url, timeout)
 
@@ -295,7 +300,7 @@ def _opened(url: URL, timeout: float) -> RDBStorage:
         ) from error
     if url.get_backend_name() == "postgresql":
         _prepare_postgresql(storage.engine, timeout)
-    elif not memory:
+    elif not memory and "immutable" not in url.query:
         _prepare_sqlite(storage.engine, timeout)
     metadata.create_all(storage.engine)
     return storage
@@ -352,6 +357,27 @@ def _check_sqlite_path(path: Path, url: URL) -> None:
             "write-ahead log damages databases; give a path on a local disk (search.storage), or "
             "PostgreSQL for many machines"
         )
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether there is a file that cannot be written, or no log beside it."""
+    return path.exists() and not all(os.access(one, os.W_OK) for one in (path, path.parent))
+
+
+def _immutable(path: Path, url: URL) -> URL:
+    """Return the URL that reads a file as it is.
+
+    Raises:
+        StorageError: its last changes lie in the log beside it, which such a reader passes over.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size > 0:
+        raise StorageError(
+            f"Storage {masked(url)} is read-only, and its last changes lie in {log.name} beside "
+            "it; copy both to a folder that can be written"
+        )
+    options = {"mode": "ro", "immutable": "1", "uri": "true"}
+    return URL.create("sqlite", database=path.absolute().as_uri(), query=options)
 
 
 def _filesystem(folder: Path, table: str = "/proc/self/mountinfo") -> str | None:
