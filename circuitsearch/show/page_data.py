@@ -13,11 +13,12 @@ from typing import Any
 from circuitsearch.core.components import Kind, SubLayer
 from circuitsearch.core.errors import PlanError, raise_together
 from circuitsearch.core.keep import REPLACEMENTS, WHOLE, Keep
+from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.core.plan import Plan
 from circuitsearch.show.circuit import Circuit, Component, kind_words
 from circuitsearch.show.graph_pair import difference, united
 from circuitsearch.show.layout import Box, lay_out
-from circuitsearch.show.page_maps import PageMaps, pages_data
+from circuitsearch.show.page_maps import pages_data
 from circuitsearch.show.text import one_line, rounded
 from circuitsearch.show.through import Link, strongest_paths
 

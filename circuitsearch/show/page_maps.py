@@ -1,8 +1,5 @@
 """Where heads look on a page: attention over the patches of a page image, as the viewer embeds it.
 
-A page image may show somebody's document, and the circuit page is a file that people mail around:
-nothing of a page enters it unless a caller hands over these records.
-
 Weights are kept in 255 steps of a head's largest weight, one byte per patch.
 """
 
@@ -10,41 +7,19 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 
 from circuitsearch.core.errors import DataError, raise_together
+from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.show.text import one_line, rounded
 
-__all__ = ["PageMaps", "pages_data"]
+__all__ = ["pages_data"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _STEPS = 255
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageMaps:
-    """One question about one page, and where heads look when it is answered.
-
-    Attributes:
-        question: the question.
-        position: which position of the decoder looks, in words ("first answer token").
-        image: the page, a PNG file's bytes.
-        grid: rows and columns of patches, in row-major order.
-        maps: head name (`C3.H11`) to its weight on every patch, [rows * columns], not negative.
-        readings: cross-attention (`C3`) to what its transcription lens reads on every patch: the
-            token's text and its probability.
-    """
-
-    question: str
-    position: str
-    image: bytes
-    grid: tuple[int, int]
-    maps: Mapping[str, Sequence[float] | np.ndarray]
-    readings: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
 
 
 def pages_data(
@@ -116,7 +91,7 @@ def _entry(page: PageMaps, picture: int) -> dict[str, Any]:
     }
 
 
-def _steps(weights: Sequence[float] | np.ndarray) -> list[Any]:
+def _steps(weights: Sequence[float]) -> list[Any]:
     """Return a head's largest weight and, in base64, every weight in steps of it."""
     array = np.asarray(weights, dtype=float)
     # Rounded first, so that the last bits of another machine's sums do not show.

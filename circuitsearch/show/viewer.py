@@ -24,10 +24,10 @@ from typing import Any
 
 from circuitsearch.core.errors import ConfigError, integer_problems, raise_together
 from circuitsearch.core.files import write_text
+from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.show.circuit import Circuit, kind_words, read_circuit
 from circuitsearch.show.graph_pair import united
 from circuitsearch.show.page_data import page_data
-from circuitsearch.show.page_maps import PageMaps
 from circuitsearch.show.text import DASH, count, filled, one_line, rounded, signed
 
 __all__ = ["circuit_html", "write_circuit_html"]

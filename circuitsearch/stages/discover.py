@@ -7,17 +7,17 @@ from typing import Any
 
 from circuitsearch.core.cost import ACCOUNTINGS, unit_costs
 from circuitsearch.core.files import write_json
+from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.core.scores import Scores
 from circuitsearch.discovery.circuit import find_circuit
 from circuitsearch.discovery.graph.record import SCHEMA, CircuitGraph
+from circuitsearch.discovery.lens.page_maps import has_grid, page_maps
 from circuitsearch.discovery.paths.keyword import keyword_paths
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.discovery.scoring import score_components
-from circuitsearch.show.page_maps import PageMaps
 from circuitsearch.show.report import has_result, read_result
 from circuitsearch.show.viewer import write_circuit_html
-from circuitsearch.stages.page_maps import has_grid, page_maps
 from circuitsearch.teacher.documents.records import Page, fingerprint
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace

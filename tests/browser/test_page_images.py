@@ -8,7 +8,7 @@ from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from circuitsearch.show.page_maps import PageMaps
+from circuitsearch.core.page_maps import PageMaps
 from tests.show.circuits import circuit
 from tests.show.test_page_maps import png
 

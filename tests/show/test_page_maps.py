@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from circuitsearch.core.errors import DataError
-from circuitsearch.show.page_maps import PageMaps, pages_data
+from circuitsearch.core.page_maps import PageMaps
+from circuitsearch.show.page_maps import pages_data
 
 
 def png(colour: str = "white") -> bytes:

@@ -79,7 +79,7 @@ def test_a_teacher_without_a_grid_of_patches_shows_none_unless_it_is_made_to(
 ) -> None:
     size = {"height": 33, "width": 48}
     monkeypatch.setattr(
-        "circuitsearch.stages.page_maps._size", lambda teacher: tuple(size.values())
+        "circuitsearch.discovery.lens.page_maps._size", lambda teacher: tuple(size.values())
     )
     made = work(tmp_path / "out", {"source": "rendered"})
     draw_circuit(made, tiny_teacher, PAGES, paths)

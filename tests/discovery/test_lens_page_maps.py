@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from circuitsearch.core.errors import ConfigError, DataError
+from circuitsearch.core.page_maps import PageMaps
+from circuitsearch.discovery.lens.page_maps import page_maps
 from circuitsearch.discovery.sample import make_sample
-from circuitsearch.show.page_maps import PageMaps
 from circuitsearch.show.viewer import circuit_html
-from circuitsearch.stages.page_maps import page_maps
 from circuitsearch.teacher.loading import Teacher
 from tests.discovery.lens_literal import attentions
 from tests.show.circuits import circuit

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from circuitsearch.core.components import Kind
 from circuitsearch.core.errors import ConfigError, integer_problems, raise_together
+from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.core.shapes import patch_grid
 from circuitsearch.discovery.lens.attention_maps import attention_map
 from circuitsearch.discovery.lens.positions import Located, located_batches
 from circuitsearch.discovery.lens.transcription import transcribe
 from circuitsearch.discovery.sample import Sample, make_sample
-from circuitsearch.show.page_maps import PageMaps
 from circuitsearch.teacher.decoders import write
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
@@ -66,7 +66,7 @@ def page_maps(teacher: Teacher, pages: Sequence[Page], *, width: int = 640) -> t
                         position="before the first answer token",
                         image=images[page],
                         grid=grid,
-                        maps={name: weights[row] for name, weights in maps.items()},
+                        maps={name: weights[row].tolist() for name, weights in maps.items()},
                         readings=readings[page],
                     )
                 )
