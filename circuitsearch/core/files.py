@@ -29,6 +29,7 @@ __all__ = [
     "canonical_json",
     "content_hash",
     "open_to_umask",
+    "ordered_json",
     "plain",
     "read_json",
     "record_fields",
@@ -187,6 +188,18 @@ def canonical_json(obj: Any) -> str:
         return json.dumps(plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"Cannot derive a key from {type(obj).__name__}: {error}") from error
+
+
+def ordered_json(obj: Any) -> str:
+    """Return JSON of `obj` in its own order, for settings whose order means something.
+
+    Raises:
+        DataError: `obj` is not plain JSON.
+    """
+    try:
+        return json.dumps(plain(obj), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Cannot write {type(obj).__name__} as JSON: {error}") from error
 
 
 def content_hash(obj: Any) -> str:

@@ -46,7 +46,7 @@ class Measurement:
         cost: `Cost.to_json()` per accounting: {"paper": ..., "cached": ...}.
         checkpoint: folder of the student, None when it was not kept.
         families: quality per question family.
-        seconds: time spent, training included.
+        seconds: time that answering and scoring took, training left out.
         speed: `Speed.to_json()` of the plan's student; empty when it was not measured.
     """
 

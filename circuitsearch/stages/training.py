@@ -233,7 +233,8 @@ class StudentTrainer:
             phase: Phase of the measurement.
         """
         compute, name, key = self._measuring(plan, source, seed, steps, split, phase)
-        return Measurement.from_json(self._work.kept(name, key, compute))
+        made = Measurement.from_json(self._work.kept(name, key, compute))
+        return replace(made, source=source)  # another source may have had it measured
 
     def answered(
         self,
@@ -247,7 +248,9 @@ class StudentTrainer:
         build: Build | None = None,
     ) -> tuple[Measurement, Answers]:
         """Like `measured`, with the answers, which are kept beside the measurement."""
-        return self._with_answers(*self._measuring(plan, source, seed, steps, split, phase, build))
+        measuring = self._measuring(plan, source, seed, steps, split, phase, build)
+        made, answers = self._with_answers(*measuring)
+        return replace(made, source=source), answers
 
     def _with_answers(
         self, compute: Callable[[], dict[str, Any]], name: str, key: Any
@@ -274,7 +277,7 @@ class StudentTrainer:
     ) -> tuple[Callable[[], dict[str, Any]], str, list[Any]]:
         """Return what measures a trained student, under which name and key the result is kept."""
         features = self._features[split]
-        key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase, source]
+        key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase]
         key += (build or Build()).key
         # the costs beside the quality are those of so long a prompt and answer
         generation = self._config.generation

@@ -160,8 +160,10 @@ class _Walk:
 
 def _page_cache(decoder: Any, states: Tensor, rows: Tensor) -> EncoderDecoderCache:
     """Return a cache whose cross-attention half holds the pages' keys and values, row by row."""
-    cross = DynamicCache()
-    for sublayer, pair in residual_decoder(decoder).memory(states).keys_values.items():
-        keys, values = (tensor.index_select(0, rows) for tensor in pair)
-        cross.update(keys, values, sublayer.layer)
+    cross, view = DynamicCache(), residual_decoder(decoder)
+    for sublayer in view.sublayers:
+        # one at a time: those of all pages and of all rows lie in memory together
+        for pair in view.memory(states, None, [sublayer]).keys_values.values():
+            keys, values = (tensor.index_select(0, rows) for tensor in pair)
+            cross.update(keys, values, sublayer.layer)
     return EncoderDecoderCache(DynamicCache(), cross)

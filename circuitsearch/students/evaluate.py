@@ -124,7 +124,6 @@ def examine(
     answers: bool = True,
     seed: int = 0,
     steps: int = 0,
-    seconds: float = 0.0,
     checkpoint: str | None = None,
     generation: Generation | None = None,
     draws: int = 1000,
@@ -143,7 +142,6 @@ def examine(
         answers: whether to generate answers; without, only the loss is measured.
         seed: seed of the model's training; also keys the bootstrap.
         steps: steps of its training.
-        seconds: time spent on its training; that of measuring is added.
         checkpoint: where the student is kept.
         generation: lengths that the costs are for; the default of `core.cost` when None.
         draws: draws of the bootstrap.
@@ -185,7 +183,7 @@ def examine(
         source=source,
         cost=recorded_costs(plan, teacher.shape, generation),
         checkpoint=checkpoint,
-        seconds=seconds + time.perf_counter() - started,
+        seconds=time.perf_counter() - started,
         **scored,
     )
     return made, rows

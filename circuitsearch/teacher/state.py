@@ -95,7 +95,17 @@ def load_state(
     for name, parameter in parameters.items():
         with torch.no_grad():
             parameter.copy_(tensors[f"parameter/{name}"])
-        moments = {m: tensors[f"{m}/{name}"].clone() for m in _MOMENTS if f"{m}/{name}" in tensors}
+        moments = {
+            m: tensors[f"{m}/{name}"].to(_place(m, parameter, optimizer), copy=True)
+            for m in _MOMENTS
+            if f"{m}/{name}" in tensors
+        }
         if moments:
             optimizer.state[parameter] = moments
     return facts
+
+
+def _place(moment: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> torch.device:
+    """Return where AdamW keeps a moment: counts of steps only when fused beside the parameter."""
+    beside = moment != "step" or optimizer.defaults.get("fused")
+    return parameter.device if beside else torch.device("cpu")

@@ -90,8 +90,11 @@ def test_a_configuration_is_stored_while_others_are_at_work(memory: RDBStorage, 
     study = opened(memory, name, versions=VERSIONS, config={"trainings": 4})
     study.queue(warm("C0"))
     held_elsewhere(study)
+    opened(memory, name, versions=VERSIONS, config={"trainings": 9, "a": {"z": 1, "b": 2}})
+    stored = Study.attach(memory, name).config
+    assert stored == {"trainings": 9, "a": {"z": 1, "b": 2}}
+    assert [*stored["a"]] == ["z", "b"]  # of losses the order counts
     opened(memory, name, versions=VERSIONS, config={"trainings": 9})
-    assert Study.attach(memory, name).config == {"trainings": 9}
     # One that is refused for its versions leaves the stored configuration as it is.
     with pytest.raises(ConfigError, match="is run with other versions"):
         opened(memory, name, versions=VERSIONS | {"torch": "2.9.0"}, config={"trainings": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_uses_are_counted_once_also_after_a_restart(
     assert used(tmp_path) == [("C1 C3", 0, "run"), ("C1 C3", 1, "run"), ("M0 C3", 0, "run")]
     assert FinalUses(tmp_path).plans() == 2
     assert FinalUses(tmp_path).plans(besides=[OTHER.hash, "older"]) == 3
+
+
+def test_who_proposed_a_student_asks_it_no_second_time(
+    tmp_path: Path, tiny_teacher: Teacher, features: dict[str, Features]
+) -> None:
+    one = trainer(tmp_path, tiny_teacher, features)
+    about = {"seed": 0, "steps": STEPS, "split": "final", "phase": "full"}
+    made, answers = one.answered(PLAN, "baseline", **about)  # type: ignore[arg-type]
+    files = sorted(tmp_path.rglob("measurements/*"))
+    other, same = one.answered(PLAN, "search", **about)  # type: ignore[arg-type]
+    assert (made.source, other.source) == ("baseline", "search")
+    assert other == replace(made, source="search")
+    assert same == answers
+    assert one.measured(PLAN, "exhaustive", **about).source == "exhaustive"  # type: ignore[arg-type]
+    assert sorted(tmp_path.rglob("measurements/*")) == files
+    assert len(used(tmp_path)) == 1
 
 
 def test_a_line_is_there_before_its_result(

@@ -26,6 +26,7 @@ from circuitsearch.students.training.distill import (
 from circuitsearch.students.training.order import DataOrder
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.loading import Teacher
+from circuitsearch.teacher.state import load_state, save_state
 from tests.student_fixtures import noise_pages
 
 PLAN = Plan.parse("M0:20 C2 S3[0-1] C3[1,3]")
@@ -100,6 +101,23 @@ def test_resumes_bit_for_bit(
     assert steps == []
     assert _equal(whole, again)
     assert replace(result, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_moments_come_back_beside_their_parameters(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    save_state(tmp_path / "state", {"p": parameter}, optimizer, {})
+    for fused in (False, True):
+        # stands for a GPU: tensors that lie elsewhere than those of the file
+        moved = torch.nn.Parameter(torch.empty(3, device="meta"))
+        later = torch.optim.AdamW([moved])
+        later.defaults["fused"] = fused
+        load_state(tmp_path / "state", {"p": moved}, later)
+        places = {name: tensor.device.type for name, tensor in later.state[moved].items()}
+        steps = "meta" if fused else "cpu"
+        assert places == {"step": steps, "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_state_of_another_run_is_refused_and_changes_nothing(

@@ -333,7 +333,6 @@ def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None
         phase="untrained",
         source="exhaustive",
         seed=3,
-        seconds=100.0,
         draws=20,
     )
     assert (made.plan, made.plan_hash, made.phase) == (str(plan), plan.hash, "untrained")
@@ -345,7 +344,7 @@ def test_measurement_of_a_student(short_teacher: Teacher, few: Features) -> None
     assert set(made.families) == {"short", "long"}
     assert made.cost["cached"] == cost(plan, short_teacher.shape, "cached").to_json()
     assert made.cost["paper"]["accounting"] == "paper"
-    assert made.seconds > 100.0
+    assert made.seconds > 0.0
     assert Measurement.from_json(made.to_json()) == made
 
 

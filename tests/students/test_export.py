@@ -353,6 +353,26 @@ def test_damaged_exports_and_long_questions_are_refused(
         compare_onnx(replace(teacher), tmp_path / "nothing", *asked)
 
 
+def test_pages_and_questions_go_together(
+    folders: tuple[Path, Path], asked: tuple[list[Image.Image], list[tuple[int, str]]]
+) -> None:
+    student = OnnxStudent(folders[1])
+    pages, questions = asked[0], [text for _, text in asked[1]]
+    rows = [place for place, _ in asked[1]]
+    said = student.answer(pages, questions, rows)
+    alone = [
+        student.answer([pages[row]], [text])[0] for row, text in zip(rows, questions, strict=True)
+    ]
+    assert said == alone
+    assert student.answer(pages, questions[:3]) == student.answer(pages, questions[:3], [0, 1, 2])
+    both = student.answer(pages[:1], questions[:2])
+    assert both == student.answer(pages[:1], questions[:2], [0, 0])
+    assert student.answer([], []) == student.answer(pages, []) == []
+    for few, given in ((pages[:2], []), (pages, [0, 1])):
+        with pytest.raises(ValueError, match="give each question a page, one page for all, or"):
+            student.answer(few, questions, given)
+
+
 def test_files_are_timed_pass_by_pass(folders: tuple[Path, Path]) -> None:
     _, exported = folders
     found = onnx_speed(exported, Generation(prompt=4, passes=3), threads=1, repetitions=2)

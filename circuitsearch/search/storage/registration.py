@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from circuitsearch.core.errors import ConfigError
-from circuitsearch.core.files import canonical_json, content_hash
+from circuitsearch.core.files import canonical_json, content_hash, ordered_json
 from circuitsearch.search.storage.connection import masked
 from circuitsearch.search.storage.mirror import Mirror
 from circuitsearch.search.storage.rows import is_stale
@@ -140,7 +140,7 @@ def _update(
 ) -> None:
     """Store the present configuration and versions; other versions only while nobody is at work."""
     given = {"config": config, "versions": versions}
-    values = {key: canonical_json(value) for key, value in given.items() if value is not None}
+    values = {key: ordered_json(value) for key, value in given.items() if value is not None}
     if not values:
         return
     with locked(storage, name) as held:

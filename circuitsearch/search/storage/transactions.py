@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from circuitsearch.core.errors import ConfigError, StorageError, nearest
-from circuitsearch.core.files import canonical_json
+from circuitsearch.core.files import canonical_json, ordered_json
 from circuitsearch.search.storage.connection import READ_ONLY, masked, storage_errors
 from circuitsearch.search.storage.tables import SCHEMA, optuna_studies, phases, studies
 
@@ -221,7 +221,7 @@ def create_study(
     row = {
         "name": name,
         "identity": canonical_json(identity),
-        "config": None if config is None else canonical_json(config),
+        "config": None if config is None else ordered_json(config),
         "versions": None if versions is None else canonical_json(versions),
         "schema_version": SCHEMA,
         "stop": 0,

@@ -95,10 +95,22 @@ class OnnxStudent:
         Args:
             images: the pages.
             questions: the questions.
-            pages: for each question the index of its page; empty where each has its own.
+            pages: for each question the index of its page; empty where each has its own, or
+                where all are about one.
+
+        Raises:
+            ValueError: pages and questions do not go together, or a question is too long.
         """
+        if not questions:
+            return []
+        alone = [0] * len(questions) if len(images) == 1 else range(len(questions))
+        rows = list(pages or alone)
+        if len(rows) != len(questions) or not (pages or len(images) in (1, len(questions))):
+            raise ValueError(
+                f"pages: got {len(images)} pages, {len(questions)} questions and {len(pages)} "
+                "indices; give each question a page, one page for all, or an index per question"
+            )
         read = self.read(self.pixels(images))
-        rows = list(pages) or list(range(len(questions)))
         written = self.greedy(read, rows, [self.prompt_ids(question) for question in questions])
         return [self.text(one.ids) for one in written]
 
