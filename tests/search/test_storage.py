@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_read_as_it_is(
     storage = open_storage(path)
     view = StudyView(storage, "kept")
     assert (view.status().measured, len(view.ranked())) == (2, 2)
-    with pytest.raises(StorageError, match="is read-only; change its permissions"):
+    with pytest.raises(StorageError, match="is read-only; change its permissions, or copy it"):
         Study.attach(storage, "kept").run(landscape.measure, 3)
     close_storage(storage)
     assert os.listdir(path.parent) == [path.name]

@@ -201,7 +201,8 @@ def open_storage(url_or_path: str | os.PathLike[str], *, timeout: float = 60.0) 
         path = Path(url.database or "")
         _check_sqlite_path(path, url)
         if _is_read_only(path):
-            url = _immutable(path, url)
+            with storage_errors(url):
+                return _immutable(path, url)
     with storage_errors(url):
         return _retried(url, timeout)
 
@@ -286,8 +287,19 @@ def _opened(url: URL, timeout: float) -> RDBStorage:
                 "keepalives_count": 4,
             },
         }
+    storage = _optuna_storage(url, url, options)
+    if url.get_backend_name() == "postgresql":
+        _prepare_postgresql(storage.engine, timeout)
+    elif not memory:
+        _prepare_sqlite(storage.engine, timeout)
+    metadata.create_all(storage.engine)
+    return storage
+
+
+def _optuna_storage(url: URL, real: URL, options: dict[str, Any]) -> RDBStorage:
+    """Return Optuna's storage at a URL that people know as another one."""
     try:
-        storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
+        return RDBStorage(real.render_as_string(hide_password=False), engine_kwargs=options)
     except ImportError as error:
         raise StorageError(
             f"Storage {masked(url)} needs a driver that is not installed: "
@@ -298,12 +310,6 @@ def _opened(url: URL, timeout: float) -> RDBStorage:
             f"Storage {masked(url)} was written by another version of Optuna: {error} "
             f"Copy the database first, then: circuitsearch study upgrade '{masked(url)}'"
         ) from error
-    if url.get_backend_name() == "postgresql":
-        _prepare_postgresql(storage.engine, timeout)
-    elif not memory and "immutable" not in url.query:
-        _prepare_sqlite(storage.engine, timeout)
-    metadata.create_all(storage.engine)
-    return storage
 
 
 def _prepare_sqlite(engine: Engine, timeout: float) -> None:
@@ -364,8 +370,8 @@ def _is_read_only(path: Path) -> bool:
     return path.exists() and not all(os.access(one, os.W_OK) for one in (path, path.parent))
 
 
-def _immutable(path: Path, url: URL) -> URL:
-    """Return the URL that reads a file as it is.
+def _immutable(path: Path, url: URL) -> RDBStorage:
+    """Open a file as it is, without a log beside it; beginning to write is refused.
 
     Raises:
         StorageError: its last changes lie in the log beside it, which such a reader passes over.
@@ -377,7 +383,19 @@ def _immutable(path: Path, url: URL) -> URL:
             "it; copy both to a folder that can be written"
         )
     options = {"mode": "ro", "immutable": "1", "uri": "true"}
-    return URL.create("sqlite", database=path.absolute().as_uri(), query=options)
+    as_it_is = URL.create("sqlite", database=path.absolute().as_uri(), query=options)
+    storage = _optuna_storage(url, as_it_is, {})
+
+    def on_begin(connection: sa.Connection) -> None:
+        # SQLite refuses no earlier than at the first change, as any failure that may pass
+        if not connection.get_execution_options().get(READ_ONLY, False):
+            raise StorageError(
+                f"Storage {masked(url)} is read-only; change its permissions, or copy it to a "
+                "folder that can be written"
+            )
+
+    sa.event.listen(storage.engine, "begin", on_begin)
+    return storage
 
 
 def _filesystem(folder: Path, table: str = "/proc/self/mountinfo") -> str | None:
