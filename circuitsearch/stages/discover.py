@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitsearch.core.cost import ACCOUNTINGS, unit_costs
+from circuitsearch.core.errors import DataError
 from circuitsearch.core.files import write_json
 from circuitsearch.core.page_maps import PageMaps
 from circuitsearch.core.scores import Scores
@@ -16,7 +17,7 @@ from circuitsearch.discovery.paths.keyword import keyword_paths
 from circuitsearch.discovery.paths.table import PathTable
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.discovery.scoring import score_components
-from circuitsearch.show.report import has_result, read_result
+from circuitsearch.show.report import read_result
 from circuitsearch.show.viewer import write_circuit_html
 from circuitsearch.teacher.documents.records import Page, fingerprint
 from circuitsearch.teacher.loading import Teacher
@@ -113,7 +114,10 @@ def write_circuit_page(
         circuit: The graph as node-link JSON.
         pages: Those that the graph was made from.
     """
-    rows = read_result(work.folder)[0] if has_result(work.folder) else ()
+    try:
+        rows = read_result(work.folder)[0]
+    except DataError:  # none yet, or damaged: the report will write it anew, and this page with it
+        rows = ()
     write_circuit_html(
         circuit,
         work.folder / "circuit.html",

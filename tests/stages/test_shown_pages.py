@@ -63,6 +63,16 @@ def test_images_of_own_documents_are_shown_only_when_asked_for(
     assert (made.folder / "circuit.html").read_text().count(IMAGE) == images
 
 
+def test_a_damaged_table_keeps_no_circuit_from_being_drawn(
+    tiny_teacher: Teacher, paths: PathTable, tmp_path: Path
+) -> None:
+    made = work(tmp_path / "out", {"source": "rendered"})
+    made.folder.mkdir()
+    (made.folder / "result.json").write_text('{"format": 0}')
+    draw_circuit(made, tiny_teacher, PAGES, paths)
+    assert IMAGE in (made.folder / "circuit.html").read_text()
+
+
 def test_another_number_of_images_draws_the_same_circuit(
     tiny_teacher: Teacher, paths: PathTable, tmp_path: Path
 ) -> None:
