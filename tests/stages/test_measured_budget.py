@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from circuitsearch import stages
+from circuitsearch.cli.search import join_study
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import ConfigError, InfeasibleError
 from circuitsearch.core.files import read_json
@@ -15,6 +17,7 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.speed import Speed
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
+from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.show.rows import result_rows
 from circuitsearch.stages import speeds
 from circuitsearch.stages.speeds import StudentSpeeds, admission, write_speeds
@@ -103,6 +106,20 @@ def test_a_search_under_a_latency_limit(
     assert (again.work.folder / "speed.md").read_text().count("\n| ") == len(rows) + 1
     assert Speed.from_json(dict(final.speed)).amounts() == whole
     assert set(measured.values()) == {1}
+
+
+def test_a_worker_takes_the_limits_of_the_study(
+    tmp_path: Path, tiny_folder: Path, measured: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pipeline(tmp_path, tiny_folder, {"quantity": "latency", "limit": "90%"})
+    space, study = made.space, made.study
+    monkeypatch.setattr(Pipeline, "trainer", property(lambda line: line))
+    monkeypatch.setattr(stages, "join", lambda work, study, line: line.space)
+    storage = open_storage(made.work.config.database)
+    joined = join_study(storage, study.name, tmp_path / "worker", None, True)
+    close_storage(storage)
+    assert joined.to_json() == space.to_json()  # type: ignore[attr-defined]
+    assert measured[str(Plan.full(4))] == 1  # not by the worker again
 
 
 def test_what_no_student_can_meet_is_refused_before_anything_runs(
