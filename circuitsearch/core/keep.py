@@ -172,8 +172,10 @@ def prefix_problems(entries: Sequence[tuple[SubLayer, Keep]]) -> list[str]:
     """
     problems = []
     for sublayer, keep in entries:
+        if not keep.prefix:
+            continue
         before = [f"{one}{kept}" for one, kept in entries if one < sublayer and not kept.nothing]
-        if keep.prefix and before:
+        if before:
             problems.append(
                 f"{sublayer}{keep} stands for everything up to {sublayer}, but the plan keeps "
                 f"{', '.join(before)} in front of it; leave that out, or drop {sublayer}{keep}"

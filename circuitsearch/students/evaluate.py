@@ -24,6 +24,7 @@ from circuitsearch.students.decoding import answer_limits, greedy_ids
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.scoring import answer_rows, finite_perplexity, scores_of
 from circuitsearch.students.student import plan_of
+from circuitsearch.teacher.answering import MOST_TOGETHER, together
 from circuitsearch.teacher.decoders import (
     ResidualDecoder,
     continue_from,
@@ -44,7 +45,7 @@ def answer_loss_of(
     *,
     kept: Collection[SubLayer] | None = None,
     examples: Sequence[int] | None = None,
-    batch_size: int = 64,
+    batch_size: int = MOST_TOGETHER,
 ) -> Tensor:
     """Return the cross-entropy of each example's answer.
 
@@ -53,7 +54,7 @@ def answer_loss_of(
         features: cached states of the pages.
         kept: sub-layers that run, for a plan under an elastic teacher; None runs all present.
         examples: indices of the examples to judge; None judges all.
-        batch_size: examples per pass.
+        batch_size: most examples per pass; fewer where pages are large (`teacher.answering`).
 
     Returns:
         [examples] float32 in nats per answer token, in the order of `examples`.
@@ -61,6 +62,7 @@ def answer_loss_of(
     chosen = list(range(len(features.examples))) if examples is None else list(examples)
     order = sorted(range(len(chosen)), key=lambda i: len(features.examples[chosen[i]].ids))
     losses = torch.empty(len(chosen))
+    batch_size = together(view.shape, features.tokens, batch_size)
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         read = features.read([chosen[place] for place in places])
@@ -79,7 +81,7 @@ def greedy_answers(
     tokens: TeacherTokens,
     *,
     examples: Sequence[int] | None = None,
-    batch_size: int = 64,
+    batch_size: int = MOST_TOGETHER,
 ) -> list[str]:
     """Ask a model the questions of cached pages.
 
@@ -88,7 +90,8 @@ def greedy_answers(
         features: cached states of the pages.
         tokens: the teacher's prompt and tokenizer.
         examples: indices of the examples to ask; None asks all.
-        batch_size: questions decoded together.
+        batch_size: most questions decoded together; fewer where pages are large
+            (`teacher.answering`).
 
     Returns:
         One answer per question, in the order of `examples`; the same texts as `model.generate`.
@@ -101,6 +104,7 @@ def greedy_answers(
     limits = answer_limits(model.generation_config, tokens)
     texts = [""] * len(chosen)
     order = sorted(range(len(chosen)), key=lambda place: len(prompts[place]))
+    batch_size = together(residual_decoder(model.decoder).shape, features.tokens, batch_size)
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         asked = torch.tensor([features.examples[chosen[place]].page for place in places])
@@ -127,7 +131,7 @@ def examine(
     checkpoint: str | None = None,
     generation: Generation | None = None,
     draws: int = 1000,
-    batch_size: int = 64,
+    batch_size: int = MOST_TOGETHER,
     rule: AnlsRule = "rrc",
 ) -> tuple[Measurement, tuple[Answer, ...]]:
     """Measure a student (or the teacher) on cached pages and keep what it answered.
@@ -145,7 +149,7 @@ def examine(
         checkpoint: where the student is kept.
         generation: lengths that the costs are for; the default of `core.cost` when None.
         draws: draws of the bootstrap.
-        batch_size: examples per pass.
+        batch_size: most examples per pass; fewer where pages are large (`teacher.answering`).
         rule: reading of ANLS.
 
     Returns:

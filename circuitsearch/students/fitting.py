@@ -46,6 +46,7 @@ from circuitsearch.core.errors import (
 )
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.replacements import FITTED, Replacements
+from circuitsearch.teacher.answering import MOST_TOGETHER, together
 from circuitsearch.teacher.decoders import Affine, ResidualDecoder, nearest_tokens, write
 from circuitsearch.teacher.documents.collate import IGNORED
 
@@ -62,7 +63,7 @@ def fit_replacements(
     names: Collection[str] = FITTED,
     examples: Sequence[int] | None = None,
     ridge: float = _RIDGE,
-    batch_size: int = 64,
+    batch_size: int = MOST_TOGETHER,
 ) -> Replacements:
     """Fit what may stand in for sub-layers, in one pass over the pages.
 
@@ -73,7 +74,7 @@ def fit_replacements(
         names: which of `FITTED` to fit.
         examples: indices of the examples to use; None uses all.
         ridge: penalty of a map, in units of the mean variance of what the sub-layer reads.
-        batch_size: examples per pass.
+        batch_size: most examples per pass; fewer where pages are large (`teacher.answering`).
 
     Returns:
         The numbers, on the view's device.
@@ -88,6 +89,7 @@ def fit_replacements(
     if not chosen:
         raise DataError("Fitting replacements: there are no examples; give pages with questions")
     sums = {sublayer: _Sums() for sublayer in sorted(sublayers)}
+    batch_size = together(view.shape, features.tokens, batch_size)
     with torch.no_grad():
         for first in range(0, len(chosen), batch_size):
             _add_batch(view, features, chosen[first : first + batch_size], sums, names)

@@ -17,10 +17,16 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from circuitsearch.core.errors import ConfigError, raise_together
+from circuitsearch.core.shapes import DecoderShape
 
+from .decoders import residual_decoder
 from .tokens import TeacherTokens
 
-__all__ = ["decoding_problems", "generate_answers"]
+__all__ = ["MOST_TOGETHER", "decoding_problems", "generate_answers", "together"]
+
+MOST_TOGETHER = 64
+"""Questions decoded together where pages are small."""
+_PAGE_BYTES = 2**31  # keys and values of the pages of a batch
 
 
 # What `generate` would do beside choosing the best allowed token -> the value that does nothing.
@@ -61,6 +67,21 @@ def decoding_problems(config: Any) -> list[str]:
     return problems
 
 
+def together(shape: DecoderShape, tokens: int, most: int = MOST_TOGETHER) -> int:
+    """Return how many questions may be answered at once, each about a page of its own.
+
+    Their pages' keys and values take at most 2 GiB, in float32 (of one Donut page: 157 MB); one
+    question at least.
+
+    Args:
+        shape: the decoder's, the teacher's for a student.
+        tokens: encoder tokens per page.
+        most: never more than these.
+    """
+    each = 4 * tokens * shape.layers * 2 * shape.heads * shape.head_dim
+    return max(1, min(most, _PAGE_BYTES // each))
+
+
 def generate_answers(
     model: Any,
     tokens: TeacherTokens,
@@ -68,7 +89,7 @@ def generate_answers(
     pages: Sequence[int],
     questions: Sequence[str],
     *,
-    batch: int = 64,
+    batch: int = MOST_TOGETHER,
     use_cache: bool = True,
 ) -> list[str]:
     """Answer questions greedily.
@@ -79,7 +100,7 @@ def generate_answers(
         pixel_values: [P, 3, H, W] the pages.
         pages: For each question the index of its page.
         questions: The questions.
-        batch: Most questions decoded together.
+        batch: Most questions decoded together; fewer where pages are large (`together`).
         use_cache: Whether decoding keeps keys and values.
 
     Returns:
@@ -97,6 +118,7 @@ def generate_answers(
     for i, prompt in enumerate(prompts):
         by_length[len(prompt)].append(i)
     answers = [""] * len(questions)
+    batch = together(residual_decoder(model.decoder).shape, states.shape[1], batch)
     for length, group in sorted(by_length.items()):
         for start in range(0, len(group), batch):
             rows = group[start : start + batch]

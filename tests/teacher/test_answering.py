@@ -7,7 +7,9 @@ from PIL import Image
 
 from circuitsearch.answer import answer_question, read_page
 from circuitsearch.core.errors import ConfigError, DataError
-from circuitsearch.teacher.answering import generate_answers
+from circuitsearch.core.shapes import DecoderShape
+from circuitsearch.teacher import answering
+from circuitsearch.teacher.answering import generate_answers, together
 from circuitsearch.teacher.loading import load_teacher
 from tests.tiny import tiny_checkpoint, tiny_pages
 
@@ -36,6 +38,40 @@ def test_answers_equal_those_asked_one_by_one(tmp_path, embed):
     made = generate_answers(teacher.model, teacher.tokens, pixels, asked, questions, batch=2)
     assert made == _one_by_one(teacher, pixels, asked, questions)
     assert len(set(made)) > 1  # random weights, but not one text for everything
+
+
+def test_as_many_questions_at_once_as_their_pages_leave_room_for(monkeypatch, tiny_teacher):
+    donut = DecoderShape(
+        layers=4,
+        d_model=1024,
+        heads=16,
+        head_dim=64,
+        ffn=4096,
+        vocabulary=57_580,
+        encoder_width=1024,
+    )
+    page = 4 * 4800 * 4 * 2 * 1024  # float32: 4800 tokens in 4 layers, keys and values
+    assert together(donut, 4800) == 2**31 // page == 13
+    assert together(donut, 10**9) == 1
+    assert together(tiny_teacher.shape.decoder, 8) == answering.MOST_TOGETHER
+    assert together(donut, 1, most=3) == 3
+
+    pixels = tiny_teacher.pixel_values([page.image() for page in tiny_pages(3)])
+    asked, sizes = [0, 1, 2], []
+    generate = tiny_teacher.model.generate
+
+    def counting(**options):
+        sizes.append(len(options["decoder_input_ids"]))
+        return generate(**options)
+
+    monkeypatch.setattr(tiny_teacher.model, "generate", counting)
+    together_said = generate_answers(
+        tiny_teacher.model, tiny_teacher.tokens, pixels, asked, ["W?"] * 3
+    )
+    monkeypatch.setattr(answering, "_PAGE_BYTES", 1)
+    alone = generate_answers(tiny_teacher.model, tiny_teacher.tokens, pixels, asked, ["W?"] * 3)
+    assert alone == together_said
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_one_question_from_a_file(tmp_path, tiny_folder, tiny_teacher):

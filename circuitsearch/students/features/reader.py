@@ -74,6 +74,11 @@ class Features:
         self._first_page = [first for first, _ in cuts]
         self._spans = _spans(self.examples, self._page_shard)
 
+    @property
+    def tokens(self) -> int:
+        """Encoder tokens per page."""
+        return int(self._shards[0]["states"].shape[1])
+
     def states(self, page_indices: Sequence[int] | Tensor) -> Tensor:
         """Return encoder states [P, N, E] in float32 of some pages."""
         found = []
