@@ -29,6 +29,7 @@ __all__ = [
     "each_input",
     "linears",
     "make_case",
+    "menu_space",
     "small_teacher",
     "space_of",
 ]
@@ -62,10 +63,18 @@ def space_of(teacher: Teacher, granularity: Granularity, limits: tuple[LimitSpec
     return Space(teacher.shape, Budget.resolve(limits, teacher.shape), choices)
 
 
+def menu_space(teacher: Teacher, limits: tuple[LimitSpec, ...]) -> Space:
+    """Plans of numbers of heads and widths: Puzzle's alternatives."""
+    choices = Choices("counts", widths(teacher.shape.decoder))
+    return Space(teacher.shape, Budget.resolve(limits, teacher.shape), choices)
+
+
 def make_case(teacher: Teacher, features: Features, budget: str, **options: Any) -> Case:
     """A case under one of the budgets."""
     granularity, limits = BUDGETS[budget]
     space = space_of(teacher, granularity, limits)
+    if granularity == "heads":
+        space = menu_space(teacher, limits)
 
     def best(worths: Mapping[str, float]) -> Plan:
         bits = solve([worths[name] for name in space.names], space)

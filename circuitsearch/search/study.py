@@ -247,6 +247,17 @@ class Study(StudyView):
         self._mirror.prepare()
         return self._ledger.repair_mirror()
 
+    def so_far(self) -> tuple[int, Measurement | None]:
+        """Return how many plans are measured, and the best (`best`), while the study runs.
+
+        Only what is new since the last time is read.
+
+        Raises:
+            StorageError: the database fails.
+        """
+        self._recall.update()
+        return self._recall.measured, self._recall.best
+
     def stop(self) -> None:
         """Ask all workers to stop after their trials; see the module docstring.
 

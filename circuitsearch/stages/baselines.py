@@ -66,7 +66,7 @@ def propose(
 def _case(work: Workspace, teacher: Teacher, features: Features, space: Space) -> Case:
     """Return the task of all baselines."""
     coarse = space.choices.coarse
-    choices = Choices() if coarse else Choices("heads", widths(teacher.shape.decoder))
+    choices = Choices() if coarse else Choices("counts", widths(teacher.shape.decoder))
     counted = [limit for limit in space.budget.limits if not limit.measured]
     own = Space(teacher.shape, replace(space.budget, limits=tuple(counted)), choices)
 

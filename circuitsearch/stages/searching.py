@@ -207,10 +207,11 @@ def _teller(
     """Return what says each trial's result, with the best so far; say how far the study is."""
 
     def budget() -> float:
-        ranked = study.ranked()
-        found = f"best {ranked[0].quality or 0.0:.3f} {ranked[0].plan}" if ranked else ""
-        spent(min(len(ranked), trainings), trainings, found)
-        return (ranked[0].quality or 0.0) if ranked else 0.0
+        measured, best = study.so_far()
+        quality = 0.0 if best is None else best.quality or 0.0
+        found = "" if best is None else f"best {quality:.3f} {best.plan}"
+        spent(min(measured, trainings), trainings, found)
+        return quality
 
     budget()
 
@@ -238,6 +239,7 @@ def promote(work: Workspace, study: Study, trainer: StudentTrainer) -> Study:
     settings, steps = work.config.search, work.config.final.steps
     if settings.promote == 0 or steps is None:
         return study
+    best_of(study)  # refuses where there is nothing to promote
     phase = study.phase(PROMOTED, trainer.objective(steps))
     chosen = study.ranked()[: settings.promote]
 

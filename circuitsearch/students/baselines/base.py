@@ -78,7 +78,8 @@ class Case:
         granularity: what structured baselines remove: `sublayers`, or `heads` and widths.
         seed: of every random choice.
         solve: the integer program: the feasible plan of largest total worth, from the worth of
-            every unit by name (`Units` names them).
+            every step by name: a sub-layer (`C3`), or at `heads` each further head (`C3:2`) and
+            each further width (`M1:512`).
         sweep: leads walks over many plans.
         most_questions: calibration questions, drawn from the features by the seed.
         most_generations: bound on the generations of an evolution; None leaves the paper's number.

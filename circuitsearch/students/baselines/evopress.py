@@ -8,8 +8,7 @@ Fitness is KL(teacher | student) at the answer tokens, against cached teacher lo
 * Selection: the best two children on a sixteenth of the questions, drawn anew; these and the parent
   on all of them, and the best is the next parent. The paper's stages have the same ratio (2,048 and
   32,768 tokens). As the last stage reads all questions, fitness never gets worse.
-* Generations: k (n - k) / 1.5 for k of n units removed at the start, as for depth in the paper, and
-  at most 400, as in its searches over levels.
+* Generations: k (n - k) / 1.5 for k of n units removed at the start, as for depth in the paper.
 
 The paper's swap drops a kept part and restores a dropped one of the same kind, which conserves
 their number. Under a budget in parameters and multiply-adds swaps compensate by cost: a kept unit
@@ -35,7 +34,6 @@ _CHILDREN = 32
 _SURVIVORS = 2
 _SWAPS = 3
 _SHARE = 16
-_MOST_GENERATIONS = 400
 _TRIES = 20
 """Draws per child before a generation goes on with fewer: small spaces hold no 32 neighbours."""
 
@@ -67,7 +65,7 @@ def evolved(case: Case, judge: PlanDistances) -> tuple[Kept, list[float]]:
     best = ranked([parent], case.questions)[0][0]
     trace = [best]
     removed = len(units.all) - len(parent)
-    generations = min(int(removed * len(parent) / 1.5), _MOST_GENERATIONS)
+    generations = int(removed * len(parent) / 1.5)
     if case.most_generations is not None:
         generations = min(generations, case.most_generations)
     for _ in range(generations):

@@ -5,24 +5,26 @@ Every alternative of a part is scored by itself, all else being the teacher:
     puzzle         KL(teacher | student) at the answer tokens
     puzzle-cosine  1 - cos of the last hidden states (behind the final norm) at all tokens
 
-The worth of a unit is what its removal costs: for a sub-layer or a head the score of the decoder
-without it; for step i of a feed-forward's width the score at the width before it minus the score at
-its own, so that the steps kept add up to the score of the width. An integer program keeps the units
-of largest total worth within the budget (`search.knapsack`, handed in).
+Alternatives of a sub-layer are the whole of it, none of it, and between these its k best heads or
+its widths. An integer program takes one of each so that the scores add up to the least within the
+budget (`search.knapsack`, handed in). It counts worths of steps: what the k-th head or the next
+width takes off the score, so that the steps that are kept add up to their alternative's score.
 
 The paper's menu has other attentions (fewer key-value heads, linear ones), which a student here has
-not; heads are scored one by one instead. Its local distillation of blocks is left out: every
-student meets the same trainer afterwards.
+not; here it is the k best heads, best by the score of the decoder without the one. Its local
+distillation of blocks is left out: every student meets the same trainer afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from circuitsearch.core.components import SubLayer
 from circuitsearch.core.plan import Plan
 from circuitsearch.students.plan_view import PlanView
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
@@ -32,11 +34,24 @@ from .calibration import batches, real
 from .distances import PlanDistances
 from .units import Kept
 
-__all__ = ["puzzle", "puzzle_worths"]
+__all__ = ["Menu", "puzzle", "puzzle_menus"]
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Alternatives of a sub-layer.
+
+    Attributes:
+        order: its units, the one that is kept longest first.
+        scores: of the decoder that keeps the first k of them, k from 0; 0.0 for all.
+    """
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 def puzzle(case: Case, score: str) -> tuple[Proposal, ...]:
-    """Propose the plan of largest total worth.
+    """Propose the plan whose alternatives' scores add up to the least.
 
     Args:
         case: what is pruned.
@@ -45,49 +60,80 @@ def puzzle(case: Case, score: str) -> tuple[Proposal, ...]:
     Raises:
         InfeasibleError: no legal plan keeps the budget.
     """
-    worths, passes = puzzle_worths(case, score)
-    plan = case.solve(worths)
-    kept = frozenset(_units_of(case, plan))
+    menus, passes = puzzle_menus(case, score)
+    steps: dict[str, float] = {}  # by the program's names of steps
+    worths: dict[str, float] = {}  # by the units' names
+    for menu in menus.values():
+        for step, unit in enumerate(menu.order):
+            worth = menu.scores[step] - menu.scores[step + 1]
+            worths[case.units.all[unit].name] = worth
+            steps[_step_name(case, menu, step)] = worth
+    plan = case.solve(steps)
+    sizes = {sublayer: _size(case, plan, sublayer) for sublayer in menus}
+    kept = frozenset(i for one, menu in menus.items() for i in menu.order[: sizes[one]])
     return (proposal(case, kept, scores=worths, passes=passes),)
 
 
-def puzzle_worths(case: Case, score: str) -> tuple[dict[str, float], int]:
-    """Return the worth of every unit by name, and the passes spent."""
-    units = case.units
-    # what is left when a unit, and of a width all later steps, are gone
-    left: list[Kept] = []
-    for unit in units.all:
-        chain = units.by_sublayer[unit.sublayer]
-        gone = chain[unit.step :] if unit.step is not None else [units.all.index(unit)]
-        left.append(units.everything - frozenset(gone))
-    plans = [units.plan(kept) for kept in left]
-    if score == "kl":
-        judge = PlanDistances(case, "kl")
-        values = judge(plans, case.questions)
-        passes = judge.passes
-    else:
-        values = _turned(case, plans)
-        passes = (len(plans) + 1) * len(case.questions)
-    worths = {}
-    for index, unit in enumerate(units.all):
-        chain = units.by_sublayer[unit.sublayer]
-        narrower = unit.step is not None and index != chain[-1]
-        worths[unit.name] = values[index] - (values[index + 1] if narrower else 0.0)
-    return worths, passes
+def puzzle_menus(case: Case, score: str) -> tuple[dict[SubLayer, Menu], int]:
+    """Return the alternatives of every sub-layer, and the passes spent."""
+    units, known, judge = case.units, {case.units.everything: 0.0}, _judge(case, score)
+    passes = 0
+
+    def scores(several: Sequence[Kept]) -> list[float]:
+        nonlocal passes
+        new = [kept for kept in dict.fromkeys(several) if kept not in known]
+        if new:
+            values, spent = judge([units.plan(kept) for kept in new])
+            known.update(zip(new, values, strict=True))
+            passes += spent
+        return [known[kept] for kept in several]
+
+    order = dict(units.by_sublayer)
+    heads = {s: chain for s, chain in order.items() if units.all[chain[0]].head is not None}
+    alone = [(s, unit) for s, chain in heads.items() for unit in chain]
+    losses = scores([units.everything - {unit} for _, unit in alone])
+    by_unit = {unit: loss for (_, unit), loss in zip(alone, losses, strict=True)}
+    for sublayer, chain in heads.items():
+        order[sublayer] = tuple(sorted(chain, key=lambda unit: (-by_unit[unit], unit)))
+    first = [
+        (s, units.everything - frozenset(chain[k:]))
+        for s, chain in order.items()
+        for k in range(len(chain) + 1)
+    ]
+    found: dict[SubLayer, list[float]] = {sublayer: [] for sublayer in order}
+    for (sublayer, _), value in zip(first, scores([kept for _, kept in first]), strict=True):
+        found[sublayer].append(value)
+    return {s: Menu(order[s], tuple(values)) for s, values in found.items()}, passes
 
 
-def _units_of(case: Case, plan: Plan) -> list[int]:
-    """Return the units that a plan keeps."""
-    found = []
-    for index, unit in enumerate(case.units.all):
-        keep = plan.keep(unit.sublayer)
-        if keep is None:
-            continue
-        head = unit.head is None or keep.heads is None or unit.head in keep.heads
-        width = keep.width or case.units.shape.ffn
-        if head and (unit.step is None or case.units.widths[unit.step] <= width):
-            found.append(index)
-    return found
+def _judge(case: Case, score: str) -> Callable[[Sequence[Plan]], tuple[list[float], int]]:
+    """Return what scores plans and says how many passes that took."""
+    if score != "kl":
+        return lambda plans: (_turned(case, plans), (len(plans) + 1) * len(case.questions))
+
+    def judge(plans: Sequence[Plan]) -> tuple[list[float], int]:
+        distances = PlanDistances(case, "kl")
+        return distances(plans, case.questions), distances.passes
+
+    return judge
+
+
+def _step_name(case: Case, menu: Menu, step: int) -> str:
+    """Return what the program calls a step: a sub-layer, one more head, or a further width."""
+    unit = case.units.all[menu.order[step]]
+    if unit.head is None:
+        return unit.name
+    return f"{unit.sublayer}:{step + 1}" if len(menu.order) > 1 else unit.sublayer.name
+
+
+def _size(case: Case, plan: Plan, sublayer: SubLayer) -> int:
+    """Return how many units of a sub-layer a plan of the program keeps."""
+    keep, chain = plan.keep(sublayer), case.units.by_sublayer[sublayer]
+    if keep is None:
+        return 0
+    if keep.heads is not None:
+        return len(keep.heads)
+    return len(chain) if keep.width is None else case.units.widths.index(keep.width) + 1
 
 
 def _turned(case: Case, plans: Sequence[Plan]) -> list[float]:

@@ -17,7 +17,7 @@ from circuitsearch.students.baselines.distances import DISTANCES, PlanDistances
 from circuitsearch.students.baselines.evopress import evolved
 from circuitsearch.students.baselines.minitron import statistics
 from circuitsearch.students.baselines.mint import hand_made
-from circuitsearch.students.baselines.puzzle import puzzle_worths
+from circuitsearch.students.baselines.puzzle import puzzle_menus
 from circuitsearch.students.baselines.shortgpt import layer_influence, sublayer_influence
 from circuitsearch.teacher.loading import Teacher
 from tests.baseline_cases import (
@@ -26,6 +26,7 @@ from tests.baseline_cases import (
     ask,
     each_input,
     linears,
+    menu_space,
     space_of,
 )
 
@@ -206,47 +207,83 @@ def test_evolution_never_gets_worse_or_infeasible(budget: str, make: Callable[..
     assert trace[-1] == pytest.approx(again[0], rel=1e-4)
 
 
+def _literal_kl(case: Case, teacher: Teacher, plan: Plan) -> float:
+    student = build_student(teacher, plan)
+    each = [
+        LITERAL["kl"](answer_logits(case, teacher, i), answer_logits(case, student, i))
+        for i in case.questions
+    ]
+    return sum(each) / len(each)
+
+
+def _with(sublayer: str, keep: Keep | None) -> Plan:
+    """The whole decoder with another alternative for one sub-layer."""
+    one = SubLayer.parse(sublayer)
+    left = Plan.full(4).without(one)
+    return left if keep is None else Plan((*left.kept, (one, keep)))
+
+
 def test_puzzle_scores_one_replacement_at_a_time(
     make: Callable[..., Case], teacher: Teacher
 ) -> None:
-    full = Plan.full(4)
     case = make("fine")
-    worths, _ = puzzle_worths(case, "kl")
-    m1 = [full.without(SubLayer.parse("M1"))]
-    m1 += [Plan((*m1[0].kept, (SubLayer.parse("M1"), Keep(width=width)))) for width in (1, 2, 3)]
-    head = Plan(
-        (*full.without(SubLayer.parse("C2")).kept, (SubLayer.parse("C2"), Keep(heads=(0,))))
-    )
-    measured = []
-    for plan in (*m1, head):
-        student = build_student(teacher, plan)
-        each = [
-            LITERAL["kl"](answer_logits(case, teacher, i), answer_logits(case, student, i))
-            for i in case.questions
-        ]
-        measured.append(sum(each) / len(each))
-    # steps that are kept add up to the score of what they replace; 1e-6: float32 sums of KL
-    for width in (1, 2, 3, 4):
-        total = sum(worths[f"M1:{step}"] for step in range(width, 5))
-        assert total == pytest.approx(measured[width - 1], rel=1e-3, abs=1e-6)
-    assert worths["C2.H1"] == pytest.approx(measured[4], rel=1e-3, abs=1e-6)
+    menus, passes = puzzle_menus(case, "kl")
+    m1 = menus[SubLayer.parse("M1")]
+    for k, keep in enumerate([None, *(Keep(width=width) for width in (1, 2, 3))]):
+        expected = _literal_kl(case, teacher, _with("M1", keep))
+        # 1e-6: float32 sums of KL
+        assert m1.scores[k] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    c2 = menus[SubLayer.parse("C2")]
+    alone = [_literal_kl(case, teacher, _with("C2", Keep(heads=(head,)))) for head in (0, 1)]
+    best = 0 if alone[0] < alone[1] else 1  # the decoder that lacks the other loses less
+    assert [case.units.all[unit].head for unit in c2.order] == [best, 1 - best]
+    assert c2.scores[1] == pytest.approx(alone[best], rel=1e-3, abs=1e-6)
+    # none of an attention is an alternative of its own, not the sum of its heads
+    gone = _literal_kl(case, teacher, _with("C2", None))
+    assert c2.scores[0] == pytest.approx(gone, rel=1e-3, abs=1e-6)
+    assert all(menu.scores[-1] == 0.0 for menu in menus.values())
+    # four widths below the whole and none; of two heads either alone, and none
+    assert passes == (4 * 4 + 8 * 3) * len(case.questions)
 
 
+@pytest.mark.parametrize("budget", ["coarse", "least"])
 @pytest.mark.parametrize("score", ["kl", "cosine"])
 def test_puzzle_is_the_best_of_all_plans_by_added_scores(
-    score: str, make: Callable[..., Case], teacher: Teacher
+    score: str, budget: str, make: Callable[..., Case], teacher: Teacher
 ) -> None:
-    case = make("coarse")
-    worths, _ = puzzle_worths(case, score)
+    case = make(budget)
+    menus, _ = puzzle_menus(case, score)
     name = "puzzle" if score == "kl" else "puzzle-cosine"
-    plan = BASELINES[name].propose(case)[0].plan
+    found = BASELINES[name].propose(case)[0]
+    sizes = {"coarse": {0, 1}, "least": {0, 1, 2, 3, 4}}[budget]
 
     def added(one: Plan) -> float:
-        return sum(worths[s.name] for s in one.sublayers)
+        total = 0.0
+        for sublayer, menu in menus.items():
+            keep = one.keep(sublayer)
+            if keep is None:
+                size = 0
+            elif keep.heads is not None:
+                size = len(keep.heads)
+            else:
+                size = len(menu.order) if keep.width is None else keep.width
+            assert size in sizes
+            total += menu.scores[size]
+        return total
 
-    best = max(map(added, space_of(teacher, *BUDGETS["coarse"]).enumerate()))
-    assert added(plan) == pytest.approx(best, rel=1e-9)
-    if score == "cosine":
+    granularity, limits = BUDGETS[budget]
+    all_plans = (
+        space_of(teacher, granularity, limits)
+        if granularity == "sublayers"
+        else menu_space(teacher, limits)
+    )
+    least = min(map(added, all_plans.enumerate()))
+    assert added(found.plan) == pytest.approx(least, rel=1e-9)
+    for sublayer, keep in found.plan.kept:
+        if keep.heads is not None:  # its best ones
+            order = [case.units.all[unit].head for unit in menus[sublayer].order]
+            assert set(keep.heads) == set(order[: len(keep.heads)])
+    if score == "cosine" and budget == "coarse":
         skipped = build_student(teacher, Plan.full(4).without(SubLayer.parse("S1")))
         turned = []
         for index in case.questions:
@@ -255,7 +292,7 @@ def test_puzzle_is_the_best_of_all_plans_by_added_scores(
                 for one in (teacher, skipped)
             )
             turned += [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(x, y, strict=True)]
-        assert worths["S1"] == pytest.approx(sum(turned) / len(turned), rel=1e-3)
+        assert found.scores["S1"] == pytest.approx(sum(turned) / len(turned), rel=1e-3)
 
 
 def test_random_plans_are_a_distribution(make: Callable[..., Case]) -> None:
