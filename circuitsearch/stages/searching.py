@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypedDict
 
@@ -20,6 +20,7 @@ from circuitsearch.search.samplers import Goal, Prior
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import close_storage, is_there, open_storage
 from circuitsearch.search.storage.registration import check_unchanged
+from circuitsearch.search.storage.transactions import find_study
 from circuitsearch.search.storage.view import (
     StudyStatus,
     TrialRecord,
@@ -57,6 +58,22 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__.split("+")[0],  # a CPU and a CUDA build are the same version
         "transformers": version("transformers"),
     }
+
+
+_PRIOR_SETTINGS = (
+    "teacher",
+    "seed",
+    "data",
+    "budget",
+    "generation",
+    "scores",
+    "circuit",
+    "space",
+    "elastic",
+    "distill",
+    "exhaustive",
+)
+"""Parts of a search file that decide what a search knows before its first training."""
 
 
 class _Settings(TypedDict):
@@ -125,10 +142,26 @@ def search(
 ) -> Study:
     """Run the study until it has distilled as many plans as asked for."""
     storage = open_storage(work.config.database)
-    study = Study.open(storage, work.config.name, **_settings(work, space, prior, trainer))
+    settings = _settings(work, space, prior, trainer)
+    settings["prior"] = _begun_with(storage, work.config.name, settings["config"]) or prior
+    study = Study.open(storage, work.config.name, **settings)
     work.accept_config()
     _run(work, study, trainer, warm, resume=True)
     return study
+
+
+def _begun_with(storage: RDBStorage, name: str, config: Mapping[str, Any]) -> Prior | None:
+    """Return the prior of a study that was begun with the settings that a prior is made of.
+
+    Computed once more, on other processors for example, it may differ in the last digits, which
+    nobody could change back. None where there is no such study: then the priors are compared.
+    """
+    begun = find_study(storage, name)
+    if begun is None or begun.config is None or begun.identity["prior"] is None:
+        return None
+    if any(begun.config.get(part) != config[part] for part in _PRIOR_SETTINGS):
+        return None
+    return Prior.from_json(begun.identity["prior"])
 
 
 def check_fork(work: Workspace, source: RDBStorage, earlier: str) -> None:

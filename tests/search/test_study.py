@@ -24,6 +24,8 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.search.samplers import Prior, SpaceExhaustedError
 from circuitsearch.search.space import Space
 from circuitsearch.search.storage.connection import close_storage, open_storage
+from circuitsearch.search.storage.ledger import Ledger
+from circuitsearch.search.storage.rows import Row
 from circuitsearch.search.storage.view import StudyStatus, StudyView, TrialRecord, differences
 from circuitsearch.search.study import Ending, Study
 from tests.search_fixtures import Landscape, limit, make_space
@@ -78,6 +80,35 @@ def test_warm_plans_first_then_proposals(
     assert best is not None
     assert best.quality == max(one.quality or 0 for one in study.measurements())
     assert study.status() == StudyStatus(6, 0, 0, 0, 0)
+
+
+def test_how_far_it_is_counts_what_others_found_and_reads_nothing_twice(
+    memory: RDBStorage, name: str, landscape: Landscape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = opened(memory, name), opened(memory, name)
+    assert study.so_far() == (0, None)
+    other.run(landscape.measure, 6)
+    assert study.so_far() == (6, study.best())
+    read = []
+    rows = Ledger.rows
+
+    def counting(ledger: Ledger, start: int = 0) -> list[Row]:
+        found = rows(ledger, start)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Ledger, "rows", counting)
+    assert study.so_far()[0] == 6
+    assert read == [0]
+    monkeypatch.undo()
+
+    def failing(plan: Plan, source: str) -> Measurement:
+        raise TrainingError("the loss is not finite")
+
+    with pytest.raises(TrainingError):
+        other.run(failing, 7, max_failures=0)
+    study.run(landscape.measure, 9)
+    assert study.so_far() == (9, study.best())
 
 
 def test_the_search_finds_the_known_optimum(memory: RDBStorage, name: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from circuitsearch.config import SearchConfig
 from circuitsearch.configfile import load_config
-from circuitsearch.core.errors import ConfigError, StoppedError, StorageError
+from circuitsearch.core.errors import ConfigError, StoppedError, StorageError, TrainingError
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.stages.searching import best_of
@@ -131,3 +131,40 @@ def test_a_study_keeps_its_configuration_until_it_accepts_another(
     assert load_config(tmp_path / CONFIG_FILE) == line.work.config  # not yet
     assert len(more.study.measurements()) == 2
     assert load_config(tmp_path / CONFIG_FILE) == more.work.config
+
+
+def test_a_search_goes_on_with_what_it_began_to_know(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processors compute the same losses up to their last digits."""
+    first = pipeline(tmp_path, tiny_folder, trainings=1).study
+    monkeypatch.setattr(
+        Pipeline,
+        "worths",
+        property(lambda made: {name: 0.5 + 1e-7 * i for i, name in enumerate(made.space.names)}),
+    )
+    again = pipeline(tmp_path, tiny_folder, trainings=2).study
+    assert again.status().measured == 2
+    assert again.identity["prior"] == first.identity["prior"]
+    # with other settings it is another prior, and is compared
+    changed = pipeline(tmp_path, tiny_folder, trainings=2)
+    scores = changed.work.config.scores.model_copy(update={"ablation": "mean"})
+    config = changed.work.config.model_copy(update={"scores": scores})
+    with pytest.raises(ConfigError, match=r"(?s)other settings.*prior\.worths"):
+        Pipeline(Workspace(config, QuietReporter())).study  # noqa: B018
+
+
+def test_where_every_training_failed_there_is_nothing_to_promote(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pipeline(tmp_path, tiny_folder, trainings=1)
+
+    def failing(*_: object) -> None:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(StudentTrainer, "__call__", failing)
+    budget = made.work.config.search.model_copy(update={"max_failures": 100_000})
+    config = made.work.config.model_copy(update={"search": budget})
+    found = Pipeline(Workspace(config, QuietReporter()))
+    with pytest.raises(TrainingError, match="no student was trained to the end"):
+        found.chosen  # noqa: B018
