@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.errors import ConfigError, PlanError
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.text import drop_passwords
@@ -48,12 +48,17 @@ def distill_plan(
         How good the student is.
 
     Raises:
-        PlanError: If the plan does not fit the teacher's decoder.
+        PlanError: If the plan does not fit the teacher's decoder, or leaves nothing to train.
         ConfigError: If it replaces sub-layers by what the search does not fit.
         TrainingError: If the training fails.
         StorageError: If the folder cannot be written.
     """
     chosen = plan.fitted(trainer.teacher.shape.decoder)
+    if all(keep.replacement in FITTED for _, keep in chosen.kept):
+        raise PlanError(
+            f"Plan {str(chosen)!r}: it keeps nothing of the teacher's layers, so there is nothing "
+            "to train; keep a sub-layer at least, and a cross-attention to read the page: 'S0 C0'"
+        )
     offered = trainer.config.space.replacements
     missing = {keep.replacement for _, keep in chosen.kept if keep.replacement in FITTED}
     if missing := missing.difference(offered):

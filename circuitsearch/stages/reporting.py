@@ -132,7 +132,7 @@ def hand_over(
     best, seed = best_of(study), config.final.seeds[0]
     source = next(trial.source for trial in study.trials() if trial.plan_hash == best.hash)
     made = trainer.measured(best, source, seed=seed, steps=steps, split="final", phase="full")
-    command = f"circuitsearch run {work.folder / CONFIG_FILE}"
+    command = shlex.join(["circuitsearch", "run", str(work.folder / CONFIG_FILE)])
     facts = card_facts(trainer, made, "final", steps, command)
     model = trainer.student(best, seed, steps)
     save_student(model, trainer.teacher, work.folder / "student", facts=facts)

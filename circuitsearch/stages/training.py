@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuitsearch.config import GenerationConfig, SearchConfig
 from circuitsearch.core.answers import AnlsRule, Answers, write_answers
 from circuitsearch.core.cost import recorded_costs
-from circuitsearch.core.errors import ConfigError, DataError, raise_together
+from circuitsearch.core.errors import ConfigError, DataError, TrainingError, raise_together
 from circuitsearch.core.files import content_hash, seed_from
 from circuitsearch.core.measurement import Measurement
 from circuitsearch.core.plan import Plan
@@ -44,7 +46,8 @@ from .weights import recipe_of, train_once
 __all__ = ["Build", "StudentTrainer", "evaluate"]
 
 _AVERAGED = 512
-"""Questions that the averages of `distill.compensate` are taken over."""
+"""Most questions that the averages of `distill.compensate` are taken over."""
+_AVERAGED_BYTES = 2**31  # of their pages, which are held together: 109 pages of Donut
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class StudentTrainer:
         """Return the trained student of a plan: a Hugging Face model in evaluation mode.
 
         Raises:
-            TrainingError: If its loss stops being a number, or diverges.
+            TrainingError: If its loss stops being a number, or diverges, or memory runs out.
         """
         how = build or Build()
         elastic = None
@@ -187,7 +190,8 @@ class StudentTrainer:
         logs = self._config.output / "tensorboard" / path.stem
 
         def train(state: Path) -> None:
-            with self._work.say.stage(f"distilling {plan} (seed {seed}, {steps} steps)") as tell:
+            stage = f"distilling {plan} (seed {seed}, {steps} steps)"
+            with self._work.say.stage(stage) as tell, _enough_memory(stage):
                 distill(
                     view,
                     features,
@@ -216,6 +220,7 @@ class StudentTrainer:
         if self._averages is None:
             features = self._features["train"]
             asked = features.drawn(_AVERAGED, "averages", *self._averaging)
+            asked = asked[: max(1, _AVERAGED_BYTES // features.page_bytes)]
             self._averages = unit_means(whole, features.sample(asked, self.teacher.device))
         return self._averages
 
@@ -377,6 +382,24 @@ class StudentTrainer:
         )
 
 
+@contextmanager
+def _enough_memory(doing: str) -> Iterator[None]:
+    """Turn running out of memory into the failure of one training.
+
+    On the CPU torch has no class of its own for it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        allocator = "DefaultCPUAllocator: can't allocate memory" in str(error)
+        if not allocator and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise TrainingError(
+            f"{doing}: out of memory ({str(error).splitlines()[0]}); raise distill.accumulate, "
+            "which cuts a step's batch into parts, or give it a device with more memory"
+        ) from error
+
+
 def evaluate(
     trainer: StudentTrainer, student: str, split: str, rule: AnlsRule | None = None
 ) -> tuple[Measurement, Answers]:
@@ -401,6 +424,6 @@ def evaluate(
         problems = reading_problems(model, trainer.teacher)
         raise_together(problems, ConfigError, f"Student {student!r}")
         made, answers = trainer.judged(model, plan_of(model), split)
-        made = trainer.priced(made)
+    made = trainer.priced(made)
     parses = trainer.teacher.tokens.prompt.parses
     return by_rule(made, answers, rule or trainer.rule, parses=parses)

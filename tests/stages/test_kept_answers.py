@@ -182,6 +182,7 @@ def test_strict_anls_is_another_measurement_and_needs_no_other_answers(
     assert "anls" not in usual.objective(STEPS)  # keeps the keys of earlier versions
     assert strict.objective(STEPS)["anls"] == "strict"
     made, answers = stages.evaluate(usual, "teacher", "select", "strict")
+    assert made.speed  # like a student's, on whichever pages
     assert answers.rule == "strict"
     scores = scores_of(answers.rows)
     assert {name: getattr(made, name) for name in scores} == scores

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from circuitsearch.config import DistillConfig, ElasticConfig, LimitConfig, LossName, SearchConfig
-from circuitsearch.core.errors import ConfigError
+from circuitsearch.core.errors import ConfigError, PlanError, TrainingError
 from circuitsearch.core.plan import Plan
 from circuitsearch.discovery.ablation import unit_means
 from circuitsearch.discovery.sample import make_sample
 from circuitsearch.progress import QuietReporter
+from circuitsearch.stages import training as trainer_of_students
 from circuitsearch.stages.distilling import distill_plan
 from circuitsearch.stages.training import StudentTrainer
 from circuitsearch.stages.weights import recipe_of
@@ -100,6 +101,36 @@ def test_a_student_is_trained_against_the_teachers_inside_once(
     assert objectives[0] != objectives[1]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_training_that_runs_out_of_memory_has_failed(
+    device: str, tiny_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = {
+        split: prepare_features(tiny_teacher, noise_pages(4, seed), tmp_path / split)
+        for seed, split in enumerate(("train", "select"))
+    }
+    work = Workspace(_config(tmp_path / "search", batch=4), QuietReporter())
+    trainer = StudentTrainer(work, tiny_teacher, features)
+    errors = {
+        "cpu": lambda: torch.empty(10**15),
+        "cuda": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")),
+    }
+
+    def large(*_: object, **__: object) -> None:
+        next(iter(errors[device]()))
+
+    monkeypatch.setattr(trainer_of_students, "distill", large)
+    with pytest.raises(TrainingError, match=r"(?s)M0 C3.*out of memory.*distill\.accumulate"):
+        trainer(Plan.parse("M0 C3"), "search")
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(trainer_of_students, "distill", broken)
+    with pytest.raises(RuntimeError, match="another fault"):
+        trainer(Plan.parse("M0 C3"), "search")
+
+
 def test_students_may_begin_with_the_elastic_teachers_weights(
     tiny_teacher: Teacher, tmp_path: Path
 ) -> None:
@@ -179,3 +210,6 @@ def test_a_replacement_that_is_not_fitted_is_refused_with_the_key_to_set(
         with pytest.raises(ConfigError) as refused:
             distill_plan(trainer, Plan.parse(text), tmp_path / "mine", search=Path("a.yaml"))
         assert f"set space.replacements to [{named}]" in str(refused.value)
+    for text in ("", "C0=mean", "C0=mean C1=linear"):
+        with pytest.raises(PlanError, match="nothing to train; keep a sub-layer"):
+            distill_plan(trainer, Plan.parse(text), tmp_path / "mine", search=Path("a.yaml"))

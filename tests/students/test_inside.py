@@ -379,7 +379,10 @@ def test_tensorboard_is_asked_for_by_name(
     written: list[tuple[str, float, int]] = []
     closed: list[str] = []
 
-    def writer(folder: str) -> Any:
+    begun: list[int] = []
+
+    def writer(folder: str, purge_step: int) -> Any:
+        begun.append(purge_step)
         return SimpleNamespace(
             add_scalar=lambda *scalar: written.append(scalar), close=lambda: closed.append(folder)
         )
@@ -394,3 +397,19 @@ def test_tensorboard_is_asked_for_by_name(
         for name in ("cross_entropy", "forward_kl", "loss", "learning_rate")
     ]
     assert closed == [str(tmp_path)]
+    assert begun == [1]
+
+    # killed behind its last saved state, a training says some steps again: the first are dropped
+    state: dict[str, Any] = {"log_dir": tmp_path, "state_file": tmp_path / "state", "save_every": 2}
+
+    def killed(report: StepReport) -> None:
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    longer = replace(SHORT, steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        _losses(tiny_teacher, tiny_features, PLAN, longer, on_step=killed, **state)
+    written.clear()
+    _losses(tiny_teacher, tiny_features, PLAN, longer, **state)
+    assert begun == [1, 1, 3]
+    assert {step for _, _, step in written} == {3, 4, 5}

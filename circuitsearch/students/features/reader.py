@@ -79,6 +79,12 @@ class Features:
         """Encoder tokens per page."""
         return int(self._shards[0]["states"].shape[1])
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page's states once they are read."""
+        tokens, width = self._shards[0]["states"].shape[1:]
+        return int(4 * tokens * width)
+
     def states(self, page_indices: Sequence[int] | Tensor) -> Tensor:
         """Return encoder states [P, N, E] in float32 of some pages."""
         found = []

@@ -28,13 +28,17 @@ def scalar_log(folder: Path | None) -> Iterator[Callable[[int, Mapping[str, floa
             f"distill.tensorboard: it needs the package tensorboard ({error}); install it with "
             "pip install tensorboard, or set distill.tensorboard to false"
         ) from error
-    writer = SummaryWriter(str(folder))
+    writers: list[SummaryWriter] = []
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        if not writers:
+            # a resumed training says again what was said after its last saved state
+            writers.append(SummaryWriter(str(folder), purge_step=step))
+        for name, value in values.items():
+            writers[0].add_scalar(name, value, step)
+
     try:
-
-        def write(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-
         yield write
     finally:
-        writer.close()
+        for writer in writers:
+            writer.close()
