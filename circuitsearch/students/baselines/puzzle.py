@@ -17,7 +17,7 @@ distillation of blocks is left out: every student meets the same trainer afterwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,46 +76,52 @@ def puzzle(case: Case, score: str) -> tuple[Proposal, ...]:
 
 def puzzle_menus(case: Case, score: str) -> tuple[dict[SubLayer, Menu], int]:
     """Return the alternatives of every sub-layer, and the passes spent."""
-    units, known, judge = case.units, {case.units.everything: 0.0}, _judge(case, score)
-    passes = 0
+    units, scores = case.units, _Scores(case, score)
+    heads = [index for index, unit in enumerate(units.all) if unit.head is not None]
+    alone = dict(zip(heads, scores([units.everything - {head} for head in heads]), strict=True))
+    orders = {
+        # steps of a width stand in their order already
+        sublayer: tuple(sorted(chain, key=lambda unit: (-alone.get(unit, 0.0), unit)))
+        for sublayer, chain in units.by_sublayer.items()
+    }
+    kept = {
+        sublayer: [units.everything - frozenset(order[k:]) for k in range(len(order) + 1)]
+        for sublayer, order in orders.items()
+    }
+    scores([one for several in kept.values() for one in several])  # all at once: they share much
+    menus = {s: Menu(order, tuple(scores(kept[s]))) for s, order in orders.items()}
+    return menus, scores.passes
 
-    def scores(several: Sequence[Kept]) -> list[float]:
-        nonlocal passes
-        new = [kept for kept in dict.fromkeys(several) if kept not in known]
+
+class _Scores:
+    """Scores of decoders that keep some units, each measured once.
+
+    Attributes:
+        passes: forward passes of one question so far.
+    """
+
+    def __init__(self, case: Case, score: str) -> None:
+        self.passes = 0
+        self._case, self._score = case, score
+        self._known: dict[Kept, float] = {case.units.everything: 0.0}
+
+    def __call__(self, several: Sequence[Kept]) -> list[float]:
+        """Return the score of each."""
+        new = [kept for kept in dict.fromkeys(several) if kept not in self._known]
         if new:
-            values, spent = judge([units.plan(kept) for kept in new])
-            known.update(zip(new, values, strict=True))
-            passes += spent
-        return [known[kept] for kept in several]
+            plans = [self._case.units.plan(kept) for kept in new]
+            self._known.update(zip(new, self._measured(plans), strict=True))
+        return [self._known[kept] for kept in several]
 
-    order = dict(units.by_sublayer)
-    heads = {s: chain for s, chain in order.items() if units.all[chain[0]].head is not None}
-    alone = [(s, unit) for s, chain in heads.items() for unit in chain]
-    losses = scores([units.everything - {unit} for _, unit in alone])
-    by_unit = {unit: loss for (_, unit), loss in zip(alone, losses, strict=True)}
-    for sublayer, chain in heads.items():
-        order[sublayer] = tuple(sorted(chain, key=lambda unit: (-by_unit[unit], unit)))
-    first = [
-        (s, units.everything - frozenset(chain[k:]))
-        for s, chain in order.items()
-        for k in range(len(chain) + 1)
-    ]
-    found: dict[SubLayer, list[float]] = {sublayer: [] for sublayer in order}
-    for (sublayer, _), value in zip(first, scores([kept for _, kept in first]), strict=True):
-        found[sublayer].append(value)
-    return {s: Menu(order[s], tuple(values)) for s, values in found.items()}, passes
-
-
-def _judge(case: Case, score: str) -> Callable[[Sequence[Plan]], tuple[list[float], int]]:
-    """Return what scores plans and says how many passes that took."""
-    if score != "kl":
-        return lambda plans: (_turned(case, plans), (len(plans) + 1) * len(case.questions))
-
-    def judge(plans: Sequence[Plan]) -> tuple[list[float], int]:
-        distances = PlanDistances(case, "kl")
-        return distances(plans, case.questions), distances.passes
-
-    return judge
+    def _measured(self, plans: Sequence[Plan]) -> list[float]:
+        case = self._case
+        if self._score == "kl":
+            distances = PlanDistances(case, "kl")
+            values = distances(plans, case.questions)
+            self.passes += distances.passes
+            return values
+        self.passes += (len(plans) + 1) * len(case.questions)
+        return _turned(case, plans)
 
 
 def _step_name(case: Case, menu: Menu, step: int) -> str:
