@@ -1,4 +1,4 @@
-"""The main path: one property per stage, in order, each made from the ones above it.
+"""The main path: one property per stage, each made from the ones above it.
 
     teacher + pages -> features -> scores, paths -> circuit graph
                     -> space under budget -> elastic teacher -> rankings -> search -> report
@@ -130,6 +130,8 @@ class Pipeline:
         settings = self.work.config.elastic
         if self.elastic is None:
             return []
+        if self._listed and settings.untrained == 0:
+            return self.elastic_ranking
         if self._listed:
             return stages.mixed(self.elastic_ranking, self.untrained, settings.untrained)
         between = stages.interpolated(self.teacher.decoder, self.elastic, settings.interpolation)
@@ -140,13 +142,13 @@ class Pipeline:
         """Whether every feasible plan is ranked, not a sample of them."""
         return not self.space.exceeds(self.work.config.exhaustive.plans)
 
-    def _ranked(self, view: ResidualDecoder, phase: str) -> Ranking:
+    def _ranked(self, view: ResidualDecoder, name: str) -> Ranking:
         return stages.rank(
             self.work,
             self.space,
             view,
             self.features["select"],
-            phase,
+            name,
             neurons=neuron_order(self.teacher.decoder),
             replacements=self.replacements,
             limit=self.work.config.exhaustive.plans,
@@ -156,8 +158,9 @@ class Pipeline:
     @cached_property
     def trainer(self) -> stages.StudentTrainer:
         """The shared trainer."""
-        given = self.teacher, self.features, self.replacements
-        return stages.StudentTrainer(self.work, *given, elastic=lambda: self.elastic)
+        return stages.StudentTrainer(
+            self.work, self.teacher, self.features, self.replacements, elastic=lambda: self.elastic
+        )
 
     @cached_property
     def curves(self) -> dict[str, Any]:
@@ -173,12 +176,14 @@ class Pipeline:
     @cached_property
     def warm(self) -> stages.WarmPlans:
         """The plans to distil first, by source."""
-        known = self.prior, self.circuit, self.elastic, self.pages["score"]
         return stages.warm_start(
             self.work,
             self.teacher,
             self.space,
-            *known,
+            prior=self.prior,
+            circuit=self.circuit,
+            elastic=self.elastic,
+            pages=self.pages["score"],
             findings=lambda: self.findings(["plans"]),
             proposals=self._proposed,
         )
@@ -199,20 +204,26 @@ class Pipeline:
         return self._proposed(self.work.config.baselines)
 
     def _proposed(self, names: Sequence[str]) -> list[tuple[str, Proposal]]:
-        given = self.work, self.teacher, self.features["train"], self.space
-        return stages.propose(*given, names)
+        return stages.propose(self.work, self.teacher, self.features["train"], self.space, names)
 
     @cached_property
     def rows(self) -> tuple[ResultRow, ...]:
         """The final comparison on fresh pages: teacher, baselines, the search's best."""
-        found = self.untrained, self.baselines, self.study, self.chosen
-        return stages.compare(self.work, self.trainer, *found, self.spent)
+        return stages.compare(
+            self.work,
+            self.trainer,
+            untrained=self.untrained,
+            baselines=self.baselines,
+            study=self.study,
+            chosen=self.chosen,
+            passes=self.spent,
+        )
 
     @property
     def spent(self) -> int:
         """Passes of the search before its first training."""
         walked = [self.predicted]
-        if self.elastic is not None and self._listed:
+        if self.elastic is not None and self._listed and self.work.config.elastic.untrained:
             walked = [self.elastic_ranking, self.untrained]
         return stages.passes_before(
             self.work,
@@ -233,8 +244,16 @@ class Pipeline:
         stages.check_storage(self.work)
         self.teacher, self.space, self.pages, self.features  # noqa: B018  # refuse faults first
         stages.check_study(self.work, self.space, self.trainer)
-        circuit = self.circuit
-        found = self.rows, self.study, self.chosen, self.scores, circuit
-        result = stages.report(self.work, self.trainer, *found, self.pages)
+        self.scores, self.circuit, self.study, self.chosen  # noqa: B018  # then what is compared
+        result = stages.report(
+            self.work,
+            self.trainer,
+            rows=self.rows,
+            study=self.study,
+            chosen=self.chosen,
+            scores=self.scores,
+            circuit=self.circuit,
+            pages=self.pages,
+        )
         stages.hand_over(self.work, self.trainer, self.chosen, self.pages["final"])
         return result

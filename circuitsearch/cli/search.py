@@ -164,10 +164,8 @@ def _finish(pipeline: Pipeline, json: bool) -> None:
         console.print(f"{name:14} {path}", markup=False)
     page, question = folder / "page.png", pipeline.pages["final"][0].questions[0].text
     shown = page if page.exists() else "IMAGE"
-    console.print(
-        f'try it         circuitsearch answer {folder / "student"} {shown} "{question}"',
-        markup=False,
-    )
+    words = ["circuitsearch", "answer", str(folder / "student"), str(shown), question]
+    console.print(f"try it         {shlex.join(words)}", markup=False)
 
 
 @command

@@ -126,11 +126,11 @@ class SearchConfig(Section):
                 "is measured as answer_loss and added to the effects; set answer_loss, or leave "
                 "the replacements out"
             )
-        if self.search.promote and self.final.steps in (None, self.distill.steps):
+        if self.search.promote and (self.final.steps or 0) <= self.distill.steps:
             problems.append(
                 f"search.promote asks to distil {self.search.promote} plans again in full, but "
-                "final.steps is that of the search's own distillation; set final.steps above "
-                f"{self.distill.steps}, or search.promote to 0"
+                f"final.steps is {self.final.steps or 'that of distill.steps'}; set it above "
+                f"distill.steps ({self.distill.steps}), or search.promote to 0"
             )
         if problems:
             raise ValueError(". ".join(problems))

@@ -319,7 +319,9 @@ class StudyConfig(Section):
     warm_findings: Natural = Field(
         0, description="plans that follow from the published analyses (docs/analyses.md)"
     )
-    warm_elastic: Natural = Field(3, description="best plans of the elastic teacher")
+    warm_elastic: Natural = Field(
+        3, description="first plans of the ranking by what plans are predicted to reach"
+    )
     warm_baselines: list[str] | None = Field(
         None,
         description="published methods whose plans are distilled first, by name "

@@ -17,7 +17,7 @@ from circuitsearch.core.files import plain, record_fields
 
 __all__ = ["PHASES", "Measurement", "merit"]
 
-PHASES = ("teacher", "elastic", "untrained", "short", "full")
+PHASES = ("teacher", "untrained", "short", "full")
 _SHARES = ("quality", "quality_low", "quality_high", "exact", "nted", "field_f1")
 
 
@@ -28,8 +28,8 @@ class Measurement:
     Attributes:
         plan: canonical text of the plan.
         plan_hash: hash of that text.
-        phase: who was measured: the `teacher`, the plan under the `elastic` teacher, the
-            `untrained` student, or the student after `short` or `full` distillation.
+        phase: who was measured: the `teacher`, the `untrained` student, or the student after
+            `short` or `full` distillation.
         loss: mean cross-entropy of the answers, in nats per answer token.
         quality: mean ANLS in [0, 1]; None when no answers were generated.
         quality_low: lower end of its 95 % bootstrap interval, clustered by document.

@@ -72,7 +72,7 @@ def solve(
 
     Args:
         values: worth of each unit, any sign; shape [units]. Units worth less than nothing are kept
-            only where legality asks for one.
+            only where legality, a distance, a later step or an interaction asks for them.
         space: units, costs, limits and legality.
         forbidden: plans as bits; the answer differs from each of them.
         interactions: worths of units that stay together.

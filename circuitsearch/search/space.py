@@ -215,6 +215,8 @@ class Space:
         smaller = copy.copy(self)
         smaller.__dict__.pop("_tree", None)  # it depends on the capacity
         smaller.capacity = tuple(left * percent // 100 for left in self.capacity)
+        spared = zip(self.allowed, self.capacity, smaller.capacity, strict=True)
+        smaller.allowed = tuple(allowed - (left - rest) for allowed, left, rest in spared)
         return smaller
 
     @cached_property

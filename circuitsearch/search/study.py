@@ -56,7 +56,7 @@ from circuitsearch.search.samplers import (
     SpaceExhaustedError,
 )
 from circuitsearch.search.space import Bits, Space
-from circuitsearch.search.storage.ledger import Ledger, Outlook, Terms
+from circuitsearch.search.storage.ledger import LEASE, Ledger, Outlook, Terms
 from circuitsearch.search.storage.mirror import Mirror, mirror_name
 from circuitsearch.search.storage.recall import Recall
 from circuitsearch.search.storage.registration import add_phase, check_versions, register
@@ -196,12 +196,18 @@ class Study(StudyView):
         add_phase(self._storage, self.name, self.identity, name, objective)
         return Study(self._storage, self.name, self.space, None, name)
 
-    def queue(self, plans: Sequence[tuple[Plan, str]], admit: Admit | None = None) -> int:
+    def queue(
+        self,
+        plans: Sequence[tuple[Plan, str]],
+        admit: Admit | None = None,
+        lease: float = LEASE,
+    ) -> int:
         """Queue plans, each with its source, for whoever runs the study; return how many are new.
 
         Args:
             plans: the plans.
             admit: measures a plan where the budget has measured limits; see `run`.
+            lease: seconds after which a worker that is silent while it measures counts as dead.
 
         Raises:
             PlanError: plans are infeasible, or measured to be so; all are named with the numbers,
@@ -211,7 +217,7 @@ class Study(StudyView):
         """
         chosen = self._checked(plans)
         with worker_name() as me:
-            admission = Admission(self.space, self._speeds, admit, me, 120.0)
+            admission = Admission(self.space, self._speeds, admit, me, lease)
             problems = [
                 f"{plan} ({source}): {fault}"
                 for plan, source in chosen
@@ -220,19 +226,22 @@ class Study(StudyView):
         raise_together(problems, PlanError, "Plans over a measured limit")
         return self._ledger.queue(chosen)
 
-    def admitted(self, plans: Sequence[Plan], admit: Admit | None = None) -> list[Plan]:
+    def admitted(
+        self, plans: Sequence[Plan], admit: Admit | None = None, lease: float = LEASE
+    ) -> list[Plan]:
         """Return those of some feasible plans that are within the measured limits.
 
         Args:
             plans: the plans.
             admit: measures a plan where the budget has measured limits; see `run`.
+            lease: as for `queue`.
 
         Raises:
             ConfigError: there are measured limits, and nothing measures them.
             StorageError: the database fails.
         """
         with worker_name() as me:
-            admission = Admission(self.space, self._speeds, admit, me, 120.0)
+            admission = Admission(self.space, self._speeds, admit, me, lease)
             return [plan for plan in plans if not admission.problems(plan)]
 
     def repair_mirror(self) -> int:
@@ -274,8 +283,8 @@ class Study(StudyView):
         on_trial: Callable[[TrialRecord], None] | None = None,
         *,
         admit: Admit | None = None,
-        max_failures: int = 10,
-        lease: float = 120.0,
+        max_failures: int = 5,
+        lease: float = LEASE,
         attempts: int = 3,
         worker: str | None = None,
         resume: bool = False,

@@ -53,12 +53,8 @@ def propose(
     Raises:
         ConfigError: unknown names, all together.
     """
-    unknown = [choice_problem("baseline", name, [*BASELINES]) for name in names]
-    raise_together(
-        [fault for name, fault in zip(names, unknown, strict=True) if name not in BASELINES],
-        ConfigError,
-        "Baselines",
-    )
+    problems = [choice_problem("baseline", n, [*BASELINES]) for n in names if n not in BASELINES]
+    raise_together(problems, ConfigError, "Baselines")
     case = _case(work, teacher, features, space)
     return [(name, one) for name in names for one in _kept(work, case, name)]
 

@@ -64,6 +64,7 @@ class _Entry:
 def compare(
     work: Workspace,
     trainer: StudentTrainer,
+    *,
     untrained: Ranking,
     baselines: Sequence[tuple[str, Proposal]],
     study: Study,
@@ -201,7 +202,7 @@ def _within(
     for plan, _ in ranked:
         if len(found) == count:
             break
-        found += study.admitted([plan], admit)
+        found += study.admitted([plan], admit, work.config.search.lease_seconds)
     return found
 
 

@@ -1,9 +1,10 @@
 """What a search will take, before it is run: costs, trainings, disk, and time by a measurement.
 
 The time is that of the parts that grow with the settings: scores, paths and the circuit graph by
-page; encoding pages, training, answering. The ranking of all plans and the report come on top and
-are not counted; nor are plans that two sources share, which are trained once, so the trainings are
-an upper bound.
+page; encoding pages, training, answering. What is asked of the teacher about plans (rankings,
+proposals of published methods, pairs for the warm start), fits of replacements, measurements for a
+measured budget and the report come on top and are not counted; nor are plans that two sources
+share, which are trained once, so the trainings are an upper bound.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def measure_time(
     return {
         "seconds": round(sum(spent.values()), 1),
         "by part": {name: round(seconds, 1) for name, seconds in spent.items()},
-        "not counted": "ranking of all plans, report",
+        "not counted": "ranking of all plans, proposals of published methods, pairs, fits of "
+        "replacements, measurements for a measured budget, report",
         "measured": {
             "seconds per page scored": scored,
             "seconds per page of the circuit": drawn,

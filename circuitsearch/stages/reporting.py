@@ -45,6 +45,7 @@ __all__ = ["card_facts", "hand_over", "outputs", "preview", "report"]
 def report(
     work: Workspace,
     trainer: StudentTrainer,
+    *,
     rows: Sequence[ResultRow],
     study: Study,
     chosen: Study,

@@ -182,9 +182,9 @@ class StudentTrainer:
         )
         view = residual_decoder(model.decoder)
         recipe, features = self.recipe(steps), self._features["train"]
-        # elastic weights depend on more than the training pages: scores order heads for them
-        judged = self._config.distill.start == "elastic"
-        about = self.objective(steps) if judged else self._trained(steps)
+        about = self._trained(steps)
+        if elastic is not None:  # its weights depend on more: scores order heads for them
+            about["select"] = self._features["select"].key
         key = content_hash([about, plan.hash, seed, *how.key])
         path = self._config.work / "students" / f"{plan.hash}-{seed}-{steps}-{key}.safetensors"
         logs = self._config.output / "tensorboard" / path.stem
@@ -282,7 +282,8 @@ class StudentTrainer:
     ) -> tuple[Callable[[], dict[str, Any]], str, list[Any]]:
         """Return what measures a trained student, under which name and key the result is kept."""
         features = self._features[split]
-        key = [self.objective(max(1, steps)), features.key, plan.hash, seed, steps, phase]
+        trained = self.objective(steps) if steps else {"anls": self.rule}  # or the teacher itself
+        key = [trained, self.teacher.fingerprint, features.key, plan.hash, seed, steps, phase]
         key += (build or Build()).key
         # the costs beside the quality are those of so long a prompt and answer
         generation = self._config.generation

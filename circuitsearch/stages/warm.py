@@ -5,7 +5,7 @@ Every source proposes plans by the same integer program over its own numbers (`s
     scores    effects of the teacher's components
     edges     the circuit graph's edges, worth something when both ends stay
     pairs     effects and pair effects on the elastic teacher: what is needed after recovery
-    elastic   the ranking under the elastic teacher
+    elastic   the ranking by what the elastic teacher lets expect (`Pipeline.predicted`)
 
 Two kinds of sources follow rules of their own: `findings`, the published analyses of the teacher,
 which say what a student has to keep (`discovery.analyses.plan_rule`), and published pruning methods
@@ -101,6 +101,7 @@ def warm_start(
     work: Workspace,
     teacher: Teacher,
     space: Space,
+    *,
     prior: Prior,
     circuit: Mapping[str, Any],
     elastic: ResidualDecoder | None,
@@ -114,7 +115,7 @@ def warm_start(
         work: The search.
         teacher: The teacher.
         space: The feasible plans.
-        prior: Worths of units and the elastic ranking.
+        prior: Worths of units, and plans by what they are predicted to reach, best first.
         circuit: The circuit graph as node-link JSON.
         elastic: The elastic teacher's decoder.
         pages: Pages on which pairs are measured.
@@ -153,8 +154,7 @@ def warm_start(
         fill = scored[0] or [0.0] * len(space.units)
         found += _published(work, space, fill, proposals, {plan.hash for plan, _ in found})
     known = {plan.hash for plan, _ in found}
-    ranked = sorted(prior.ranking, key=lambda row: (row[1], str(row[0])))
-    fresh = [plan for plan, _ in ranked if plan.hash not in known]
+    fresh = [plan for plan, _ in prior.ranking if plan.hash not in known]
     return found + [(plan, "elastic") for plan in fresh[: settings.warm_elastic]]
 
 

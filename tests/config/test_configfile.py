@@ -61,7 +61,15 @@ BAD = {
     ),
     "promotion to what was done": (
         GOOD + "search: {promote: 2}\nfinal: {steps: 300}\n",
-        r"search.promote asks to distil 2 plans again in full, but final.steps is that of",
+        r"search.promote asks to distil 2 plans .* but final.steps is 300; set it above",
+    ),
+    "promotion to less than was done": (
+        GOOD + "search: {promote: 2}\nfinal: {steps: 100}\n",
+        r"final.steps is 100; set it above distill.steps \(300\), or search.promote to 0",
+    ),
+    "promotion without longer training": (
+        GOOD + "search: {promote: 2}\n",
+        r"search.promote asks .* final.steps is that of distill.steps; set it above",
     ),
     "worths of two units": (
         GOOD + "scores: {metric: margin}\nspace: {replacements: [mean]}\n",

@@ -56,7 +56,14 @@ def test_json_round_trip() -> None:
 
 def test_optional_fields_have_defaults() -> None:
     record = Measurement(
-        plan="C2", plan_hash="0", phase="elastic", loss=1.0, examples=1, seed=0, steps=0, source="x"
+        plan="C2",
+        plan_hash="0",
+        phase="untrained",
+        loss=1.0,
+        examples=1,
+        seed=0,
+        steps=0,
+        source="x",
     )
     assert (record.quality, record.checkpoint, record.families) == (None, None, {})
     assert Measurement.from_json(record.to_json()) == record

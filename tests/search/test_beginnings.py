@@ -91,6 +91,7 @@ def test_enumeration_and_count_equal_brute_force_over_all_bits(name: str) -> Non
     for percent in (40, 75):
         part = space.within(percent)
         assert part.count() == sum(1 for _ in part.enumerate())
+        assert part.smallest() == space.smallest()  # a student costs the same under any budget
     smallest, _ = space.smallest()
     assert space.bits(smallest) in expected
 

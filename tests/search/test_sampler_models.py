@@ -94,7 +94,7 @@ def test_prior_needs_every_unit_and_ignores_heads() -> None:
     assert Prior().array(SPACE) is None
     del scores["M1"]
     scores["C2"] = float("inf")
-    with pytest.raises(ConfigError, match=r"(?s)M1 has no score.*C2: got inf"):
+    with pytest.raises(ConfigError, match=r"(?s)M1 has no worth.*C2: got inf"):
         Prior(scores).array(SPACE)
 
 

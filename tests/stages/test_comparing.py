@@ -108,7 +108,13 @@ def test_of_random_draws_the_median_is_shown_wherever_it_stands(
 
     monkeypatch.setattr(made.trainer, "answered", answered)
     rows = compare(
-        made.work, made.trainer, made.untrained, drawn, made.study, made.chosen, made.scores.passes
+        made.work,
+        made.trainer,
+        untrained=made.untrained,
+        baselines=drawn,
+        study=made.study,
+        chosen=made.chosen,
+        passes=made.scores.passes,
     )
     (random,) = [one for one in rows if one.name == "random"]
     assert random.plan == plans[(best + 1) % 3]
@@ -137,8 +143,16 @@ def test_a_training_that_fails_ends_no_comparison(
 
     monkeypatch.setattr(made.trainer, "answered", answered)
     monkeypatch.setattr(type(made.trainer), "__call__", call)
-    given = made.untrained, made.baselines, made.study, made.chosen, made.scores.passes
-    rows = {one.name: one for one in compare(made.work, made.trainer, *given)}
+    compared = compare(
+        made.work,
+        made.trainer,
+        untrained=made.untrained,
+        baselines=made.baselines,
+        study=made.study,
+        chosen=made.chosen,
+        passes=made.scores.passes,
+    )
+    rows = {one.name: one for one in compared}
     assert {*rows} == {one.name for one in made.rows if one.name != "magnitude"}
     assert [one.rank for one in rows.values()] == [None, *range(1, len(rows))]
     assert rows["T1"].seeds == (0,)
@@ -165,8 +179,16 @@ def test_short_trainings_that_all_fail_leave_a_note(
         raise TrainingError("Distillation: diverged at once")
 
     monkeypatch.setattr(type(made.trainer), "__call__", call)
-    given = made.untrained, [], made.study, made.chosen, made.scores.passes
-    rows = {one.name: one for one in compare(made.work, made.trainer, *given)}
+    compared = compare(
+        made.work,
+        made.trainer,
+        untrained=made.untrained,
+        baselines=[],
+        study=made.study,
+        chosen=made.chosen,
+        passes=made.scores.passes,
+    )
+    rows = {one.name: one for one in compared}
     assert not [name for name in rows if name.startswith("D")]
     assert any("left out: D1, short distillation: " in note for note in rows["best"].notes)
 

@@ -170,6 +170,17 @@ def test_students_may_begin_with_the_elastic_teachers_weights(
         features,
     )
     assert other.objective(1) != scored.objective(1)  # scores order heads and weigh units
+    known = sorted((tmp_path / "elastic").rglob("*.safetensors"))
+    strict = scored.config.evaluation.model_copy(update={"anls": "strict"})
+    judged = StudentTrainer(
+        Workspace(scored.config.model_copy(update={"evaluation": strict}), QuietReporter()),
+        tiny_teacher,
+        features,
+        elastic=lambda: residual_decoder(moved),
+    )
+    assert judged.objective(1) != scored.objective(1)
+    judged.student(plan, 0, 1)  # how answers are judged changes no weight: it is on file
+    assert sorted((tmp_path / "elastic").rglob("*.safetensors")) == known
     with pytest.raises(ValueError, match=r"distill.start: asks for the elastic teacher"):
         SearchConfig.model_validate(
             {**trainer("elastic").config.to_json(), "elastic": {"steps": 0}, "search": {}}

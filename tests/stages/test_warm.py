@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,17 @@ def test_a_search_begins_with_plans_of_findings_where_it_asks_for_them(
         runs.append(1)
         return FINDINGS
 
-    plans = warm_start(searched, tiny_teacher, space, prior, {}, None, [], findings, unasked)
+    plans = warm_start(
+        searched,
+        tiny_teacher,
+        space,
+        prior=prior,
+        circuit={},
+        elastic=None,
+        pages=[],
+        findings=findings,
+        proposals=unasked,
+    )
     assert plans[0] == (derived[0], "scores")
     assert plans[1:] == [(plan, "findings") for plan in derived[1 : 1 + wanted]]
     assert len(runs) == min(wanted, 1)  # analyses take minutes: none runs unasked
@@ -200,8 +211,18 @@ def test_heads_and_widths_begin_with_plans_of_published_methods(
     space = Space(tiny_teacher.shape, Budget.resolve([limit], tiny_teacher.shape), choices)
     prior = Prior(dict.fromkeys(space.names, 1.0))
     searched = Workspace(config, work.say)
-    known = (searched, tiny_teacher, space, prior, {}, None, [])
-    effects = warm_start(*known, findings=dict, proposals=lambda names: [])
+    begin = partial(
+        warm_start,
+        searched,
+        tiny_teacher,
+        space,
+        prior=prior,
+        circuit={},
+        elastic=None,
+        pages=[],
+        findings=dict,
+    )
+    effects = begin(proposals=lambda names: [])
     offered = [Plan.parse("S0[1] M0:5 C3"), Plan.parse("C2[0] C3[1]"), effects[0][0]]
     asked: list[Sequence[str]] = []
 
@@ -210,7 +231,7 @@ def test_heads_and_widths_begin_with_plans_of_published_methods(
         pairs = zip(["taylor", "taylor", "finercut"], offered, strict=True)
         return [(name, Proposal(plan)) for name, plan in pairs]
 
-    plans = warm_start(*known, findings=dict, proposals=proposals)
+    plans = begin(proposals=proposals)
     assert asked == [["taylor", "finercut"]]
     # the first plan of each method, unless the effects ask for the very same one
     near = nearest(offered[0], space, [1.0] * len(space.units))
@@ -236,8 +257,17 @@ def test_edges_of_free_heads_propose_where_the_circuit_has_heads(
     circuit = {"edges": [{"source": a, "target": b, "score": v} for (a, b), v in edges.items()]}
     searched = Workspace(config, QuietReporter())
     prior = Prior(dict.fromkeys(space.names, 0.1))
-    known = searched, tiny_teacher, space, prior, circuit, None, []
-    plans = warm_start(*known, findings=dict, proposals=lambda names: [])  # type: ignore[arg-type]
+    plans = warm_start(
+        searched,
+        tiny_teacher,
+        space,
+        prior=prior,
+        circuit=circuit,
+        elastic=None,
+        pages=[],
+        findings=dict,
+        proposals=lambda names: [],
+    )
     if level == "sublayers":
         assert plans == []
     else:

@@ -26,7 +26,7 @@ class Prior:
     Attributes:
         worths: worth per unit name, positive = helps (circuit scores or effects); other names are
             ignored. None when there are none.
-        ranking: plans with their loss under a cheap judge (the elastic teacher), in nats.
+        ranking: plans by what they are predicted to reach, best first, each with that loss in nats.
     """
 
     worths: Mapping[str, float] | None = None
@@ -42,7 +42,7 @@ class Prior:
             return None
         worths = self.worths
         problems = [
-            f"{name} has no score" if name not in worths else f"{name}: got {worths[name]}"
+            f"{name} has no worth" if name not in worths else f"{name}: got {worths[name]}"
             for name in space.names
             if name not in worths or not np.isfinite(worths[name])
         ]

@@ -35,7 +35,10 @@ from circuitsearch.search.storage.rows import Outcome, Row, finished, queued_row
 from circuitsearch.search.storage.tables import claims, results
 from circuitsearch.search.storage.transactions import Locked, clock, locked, reading
 
-__all__ = ["Ledger", "Outlook", "Terms"]
+__all__ = ["LEASE", "Ledger", "Outlook", "Terms"]
+
+LEASE = 120.0
+"""Seconds; `search.lease_seconds` says otherwise."""
 
 
 class Outlook(Enum):
@@ -63,8 +66,8 @@ class Terms:
     """
 
     trainings: int
-    max_failures: int = 10
-    lease: float = 120.0
+    max_failures: int = 5
+    lease: float = LEASE
     attempts: int = 3
 
     def problems(self) -> list[str]:
