@@ -99,7 +99,7 @@ def solve(
                 f"The integer program returned the excluded plan {str(space.plan(bits))!r}: "
                 "the HiGHS solver of the installed SciPy is faulty, try another SciPy version"
             )
-        if min(space.remaining(bits), default=0) >= 0 and space.lawful(bits):
+        if min(space.remaining(bits), default=0) >= 0 and space.obeys_rules(bits):
             return bits
         # Beyond a limit by less than the solver's tolerance: cut this point off, solve again.
         cuts.append((bits, 1))

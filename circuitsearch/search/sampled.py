@@ -127,7 +127,7 @@ def _swapped(
         changed = dict(changes)
         bits = tuple(changed.get(unit, bit) for unit, bit in enumerate(front[place]))
         reads = any(bits[unit] for unit in space.required)
-        if reads and space.lawful(bits) and min(space.remaining(bits), default=0) >= 0:
+        if reads and space.obeys_rules(bits) and min(space.remaining(bits), default=0) >= 0:
             yield bits
 
 

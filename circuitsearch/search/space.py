@@ -165,16 +165,16 @@ class Space:
         raise_together(problems, PlanError, f"Plan {str(plan)!r} is outside the search space")
         return tuple(bits)
 
-    def lawful(self, bits: Sequence[int]) -> bool:
+    def obeys_rules(self, bits: Sequence[int]) -> bool:
         """Whether the bits obey the rules of the units (chains, replacements alone)."""
         kept = [unit for unit, bit in enumerate(bits) if bit]
         if any(self.units[u].prefix and kept[0] < self.parts[self._part[u]].first for u in kept):
             return False
         return all(
-            part.lawful(bits[part.first : part.first + len(part.units)]) for part in self.parts
+            part.obeys_rules(bits[part.first : part.first + len(part.units)]) for part in self.parts
         )
 
-    def legal(self, plan: Plan) -> bool:
+    def reads_page(self, plan: Plan) -> bool:
         """Whether `plan` keeps at least one cross-attention that reads the page."""
         return any(reads_page(sublayer, keep) for sublayer, keep in plan.kept)
 
@@ -202,7 +202,7 @@ class Space:
                     f"{limit.name}: the plan needs {needs}, the limit {limit.text!r} allows "
                     f"{limit.maximum:,} ({-rest:,} too many)"
                 )
-        if not self.legal(plan):
+        if not self.reads_page(plan):
             problems.append("no cross-attention is kept, so the student cannot read the page")
         return problems
 

@@ -208,7 +208,7 @@ class Part:
     def keep(self, bits: Sequence[int]) -> Keep | None:
         """Return what the part's bits keep of the sub-layer; None when that is nothing.
 
-        The bits must obey the rules of the units (`lawful` says whether they do).
+        The bits must obey the rules of the units (`obeys_rules` says whether they do).
         """
         kept = [unit for unit, bit in zip(self.units, bits, strict=True) if bit]
         if not kept:
@@ -219,7 +219,7 @@ class Part:
             return WHOLE
         return Keep(heads=tuple(head for unit in kept for head in unit.keep.heads or ()))
 
-    def lawful(self, bits: Sequence[int]) -> bool:
+    def obeys_rules(self, bits: Sequence[int]) -> bool:
         """Whether the part's bits obey the rules of its units."""
         kept = [index for index, bit in zip(self.indices, bits, strict=True) if bit]
         chosen = [self.units[index - self.first] for index in kept]
@@ -228,7 +228,7 @@ class Part:
         return all(unit.after is None or unit.after in kept for unit in chosen)
 
     def selections(self) -> Iterator[Selection]:
-        """Yield every lawful choice, in the lexicographic order of its bits."""
+        """Yield every choice that obeys the rules, in the lexicographic order of its bits."""
         count = len(self.units)
         stand_ins = sum(unit.alone for unit in self.units)
         own = count - stand_ins  # replacements come last in a part

@@ -31,8 +31,9 @@ from circuitsearch.search.space import Space
 from circuitsearch.students.baselines import BASELINES
 from circuitsearch.students.evaluate import examine
 from circuitsearch.students.features import prepare_features
+from circuitsearch.students.features.prepare import feature_bytes
 from circuitsearch.students.student import build_student
-from circuitsearch.students.training.pace import RandomFeatures, feature_bytes, step_seconds
+from circuitsearch.students.training.pace import RandomFeatures, step_seconds
 from circuitsearch.teacher.decoders import residual_decoder
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher

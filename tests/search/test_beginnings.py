@@ -100,7 +100,7 @@ def test_enumeration_and_count_equal_brute_force_over_all_bits(name: str) -> Non
 def test_lawful_bits_are_those_of_a_plan(name: str) -> None:
     space = SPACES[name]
     for bits in itertools.product((0, 1), repeat=len(space.units)):
-        if not space.lawful(bits):
+        if not space.obeys_rules(bits):
             continue
         assert space.bits(space.plan(bits)) == bits
         kept = any(bits[unit] for unit in space.required)
@@ -109,7 +109,7 @@ def test_lawful_bits_are_those_of_a_plan(name: str) -> None:
     for table in tables:
         for before in range(table):
             both = tuple(int(unit in (before, table)) for unit in range(len(space.units)))
-            assert not space.lawful(both)
+            assert not space.obeys_rules(both)
 
 
 def test_a_deep_space_is_counted_without_listing() -> None:

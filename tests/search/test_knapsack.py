@@ -90,7 +90,7 @@ def test_values_of_no_use_still_give_a_legal_plan() -> None:
     )  # C0 costs least
     zero = solve(np.zeros(12), SPACE)
     assert zero is not None
-    assert SPACE.legal(SPACE.plan(zero))
+    assert SPACE.reads_page(SPACE.plan(zero))
 
 
 def test_a_limit_one_short_of_the_optimum_excludes_it() -> None:

@@ -150,7 +150,7 @@ def test_every_form_of_units_is_enumerated_counted_and_read_back(form: str, budg
     bits = [space.bits(plan) for plan in plans]
     assert bits == sorted(bits)
     assert [space.plan(one) for one in bits] == plans
-    assert all(space.lawful(one) for one in bits)
+    assert all(space.obeys_rules(one) for one in bits)
     for plan, one in zip(plans, bits, strict=True):
         # What the rows leave is what the budget's own arithmetic leaves.
         assert space.remaining(one) == tuple(space.budget.slack(plan, space.shape).values())
@@ -166,9 +166,9 @@ def test_bits_that_break_the_rules_are_told() -> None:
     def bits(*kept: str) -> list[int]:
         return [int(name in kept) for name in names]
 
-    assert space.lawful(bits("C0:1", "C0:2", "M1:64"))
-    assert not space.lawful(bits("C0:2"))  # the second step without the first
-    assert not space.lawful(bits("C0:1", "C0=mean"))
+    assert space.obeys_rules(bits("C0:1", "C0:2", "M1:64"))
+    assert not space.obeys_rules(bits("C0:2"))  # the second step without the first
+    assert not space.obeys_rules(bits("C0:1", "C0=mean"))
 
 
 def test_choices_that_the_decoder_does_not_have_are_refused_together() -> None:
@@ -205,8 +205,8 @@ def test_problems_name_the_numbers() -> None:
         "(8,192 too many)",
         "no cross-attention is kept, so the student cannot read the page",
     ]
-    assert not space.legal(Plan.parse("S0 M0"))
-    assert space.legal(Plan.full(4))
+    assert not space.reads_page(Plan.parse("S0 M0"))
+    assert space.reads_page(Plan.full(4))
     assert not space.feasible(Plan.full(4))
     assert len(space.problems(Plan.full(4))) == 2
 

@@ -18,8 +18,9 @@ from circuitsearch.progress import QuietReporter
 from circuitsearch.stages import compute_features
 from circuitsearch.stages.pricing import largest, measure_time, price, trainings
 from circuitsearch.students.features import prepare_features
+from circuitsearch.students.features.prepare import feature_bytes
 from circuitsearch.students.training.distill import DistillRecipe
-from circuitsearch.students.training.pace import RandomFeatures, feature_bytes, step_seconds
+from circuitsearch.students.training.pace import RandomFeatures, step_seconds
 from circuitsearch.teacher.loading import Teacher
 from circuitsearch.workspace import Workspace
 from tests.student_fixtures import noise_pages

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from circuitsearch.students.features.prepare import feature_bytes, kept_teacher_rows
+from circuitsearch.students.features.prepare import kept_teacher_rows
 from circuitsearch.students.features.reader import Features
 from circuitsearch.students.features.targets import TeacherRows
 from circuitsearch.students.training.recipe import DistillRecipe
@@ -25,7 +25,7 @@ from circuitsearch.teacher.documents.collate import examples
 from circuitsearch.teacher.documents.records import Page
 from circuitsearch.teacher.loading import Teacher
 
-__all__ = ["Pace", "RandomFeatures", "feature_bytes", "step_seconds"]
+__all__ = ["Pace", "RandomFeatures", "step_seconds"]
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def _judge(space: Space, bits: Bits | None, who: str, counted: Counter[str]) -> 
         return
     plan = space.plan(bits)
     fits = space.budget.admits(plan, space.shape)
-    reads = space.legal(plan)
-    counted["infeasible proposals"] += not (fits and reads and space.lawful(bits))
+    reads = space.reads_page(plan)
+    counted["infeasible proposals"] += not (fits and reads and space.obeys_rules(bits))
 
 
 if __name__ == "__main__":
