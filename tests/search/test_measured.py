@@ -277,6 +277,22 @@ def test_a_silent_worker_loses_what_it_measures(memory: RDBStorage, name: str) -
     assert [one.plan for one in study.trials()] == [str(plan)]
 
 
+def test_a_plan_is_held_for_the_lease_while_it_is_measured(memory: RDBStorage, name: str) -> None:
+    room, held = space("45%"), []
+    study = opened(memory, name, room)
+    quick = [plan for plan in room.enumerate() if curved(plan) <= room.budget.limits[0].maximum]
+
+    def measure(plan: Plan) -> Mapping[str, int]:
+        query = sa.text("SELECT max(lease_until) FROM circuitsearch_speeds WHERE study = :study")
+        with memory.engine.connect() as connection:
+            held.append(connection.scalar(query, {"study": name}) - time.time())
+        return {LATENCY: curved(plan), MEMORY: 1}
+
+    assert study.admitted(quick[:1], measure, 1000.0) == quick[:1]
+    assert study.queue([(quick[1], "mine")], measure, 2000.0) == 1
+    assert held == pytest.approx([1000, 2000], abs=60)
+
+
 def test_a_users_plans_are_refused_with_the_numbers(memory: RDBStorage, name: str) -> None:
     room, machine = space("45%"), Machine()
     limit = room.budget.limits[0].maximum
