@@ -13,6 +13,7 @@ from .functions import (
     load_teacher,
     open_study,
 )
+from .joining import join_study
 from .search import Search
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "compare",
     "cost",
     "export",
+    "join_study",
     "load_student",
     "load_teacher",
     "open_study",

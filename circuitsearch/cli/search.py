@@ -5,9 +5,7 @@ Every stage keeps its result, so the commands share work: `score` followed by `r
 
 from __future__ import annotations
 
-import os
 import shlex
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,14 +26,11 @@ from .shell import (
 )
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
-
     from circuitsearch.pipeline import Pipeline
 
 __all__ = [
     "enumerate_command",
     "graph_command",
-    "join_study",
     "open_pipeline",
     "paths_command",
     "resume_command",
@@ -69,55 +64,6 @@ def open_pipeline(
     search.work.write_config(beside=beside)
     on_interrupt(drop_passwords(shlex.join(["circuitsearch", *sys.argv[1:]])))
     return search.pipeline
-
-
-def join_study(
-    storage: RDBStorage,
-    name: str,
-    output: Path | None,
-    overrides: list[str] | None,
-    quiet: bool,
-) -> str:
-    """Work on a study by the configuration that is stored with it; return why it ended."""
-    import optuna
-
-    from circuitsearch import stages
-    from circuitsearch.configfile import check_config
-    from circuitsearch.core.errors import ConfigError
-    from circuitsearch.pipeline import Pipeline
-    from circuitsearch.progress import reporter
-    from circuitsearch.search.study import Study
-    from circuitsearch.workspace import Workspace
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = Study.attach(storage, name, stages.versions())
-    if study.config is None:
-        raise ConfigError(
-            f"Study {name!r} holds no configuration for workers; open it with circuitsearch run"
-        )
-    # A folder of its own, since several workers may share a machine; what is computed from teacher
-    # and pages alone they share, in the folder of the search.
-    who = f"{socket.gethostname()}-{os.getpid()}"
-    folder = output or Path(f"{study.config['output']}-worker-{who}")
-    shared = Path(study.config.get("cache") or Path(study.config["output"]) / "work")
-    given = {**study.config, "output": str(folder)}
-    given["cache"] = str(shared) if _writable(shared) else None
-    given["search"] = {**given["search"], "storage": storage.url}
-    work = Workspace(check_config(given, f"study {name}", overrides or ()), reporter(quiet=quiet))
-    _claims.append(work.claim())
-    work.write_config()
-    line = Pipeline(work)
-    line.space = study.space  # measured limits are those of the study, not this process's own
-    return stages.join(work, study, line.trainer)
-
-
-def _writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made first."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # on this machine the search's folder cannot even be made
-        return False
-    return os.access(folder, os.W_OK)
 
 
 @command

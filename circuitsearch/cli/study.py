@@ -260,12 +260,12 @@ def worker_command(
     quiet: Quiet = False,
 ) -> None:
     """Work on a study until its budget is spent; start as many as there are machines or GPUs."""
-    from .search import join_study
+    from circuitsearch.api import join_study
 
     with _opened(storage) as (opened, name):
         chosen = _named(opened, study or name)
-        on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")
-        ending = join_study(opened, chosen, output, override, quiet)
+    on_interrupt(f"circuitsearch worker --study {chosen} --storage ...")
+    ending = join_study(storage, chosen, output=output, overrides=override or (), quiet=quiet)
     people().print(f"study {chosen}: {ending}", markup=False)
 
 

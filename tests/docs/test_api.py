@@ -31,6 +31,7 @@ METHODS = {
 CALLS: dict[str, Callable[..., Any]] = {
     **{name: getattr(functions, name) for name in functions.__all__ if name != "shape_of"},
     "load_config": load_config,
+    "join_study": circuitsearch.join_study,
     "Search": Search.__init__,
     **{f"Search.{name}": one for name, one in METHODS.items()},
 }
@@ -98,6 +99,7 @@ def default(call: Callable[..., Any], name: str) -> Any:
         (functions.cost, "cost", ("plan", "teacher", "accounting", "prompt", "passes")),
         (functions.compare, "compare", ("strict", "seed", "draws")),
         (functions.export, "export", ("opset",)),
+        (circuitsearch.join_study, "worker", ("study", "output", "quiet")),
         (Search.validate, "validate", ("measure",)),
         (Search.analyze, "analyze", ("only",)),
         (Search.distill, "distill", ("steps", "seed", "stock")),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from circuitsearch import stages
-from circuitsearch.cli.search import join_study
+from circuitsearch.api import join_study
 from circuitsearch.config import SearchConfig
 from circuitsearch.core.errors import ConfigError, InfeasibleError
 from circuitsearch.core.files import read_json
@@ -17,7 +17,6 @@ from circuitsearch.core.plan import Plan
 from circuitsearch.core.speed import Speed
 from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
-from circuitsearch.search.storage.connection import close_storage, open_storage
 from circuitsearch.show.rows import result_rows
 from circuitsearch.stages import speeds
 from circuitsearch.stages.speeds import StudentSpeeds, admission, write_speeds
@@ -115,9 +114,8 @@ def test_a_worker_takes_the_limits_of_the_study(
     space, study = made.space, made.study
     monkeypatch.setattr(Pipeline, "trainer", property(lambda line: line))
     monkeypatch.setattr(stages, "join", lambda work, study, line: line.space)
-    storage = open_storage(made.work.config.database)
-    joined = join_study(storage, study.name, tmp_path / "worker", None, True)
-    close_storage(storage)
+    database = made.work.config.database
+    joined = join_study(database, study.name, output=tmp_path / "worker", quiet=True)
     assert joined.to_json() == space.to_json()  # type: ignore[attr-defined]
     assert measured[str(Plan.full(4))] == 1  # not by the worker again
 
