@@ -27,6 +27,8 @@ from circuitsearch.workspace import Workspace
 
 __all__ = ["propose"]
 
+_RULES = 2  # raised when a method on file would no longer propose the same
+
 
 def propose(
     work: Workspace,
@@ -85,7 +87,13 @@ def _case(work: Workspace, teacher: Teacher, features: Features, space: Space) -
 
 def _kept(work: Workspace, case: Case, name: str) -> list[Proposal]:
     """Return one baseline's proposals; scores and plans are kept as JSON, masks beside them."""
-    key: list[Any] = [name, case.teacher.fingerprint, case.features.key, case.budget.to_json()]
+    key: list[Any] = [
+        name,
+        _RULES,
+        case.teacher.fingerprint,
+        case.features.key,
+        case.budget.to_json(),
+    ]
     key += [case.granularity, case.seed, case.most_questions]
     folder = work.config.work / f"baseline-{name}-{content_hash(key)}"
 
