@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from circuitsearch.students.features import Features
 from circuitsearch.students.plan_view import NeuronOrder
 from circuitsearch.students.replacements import Replacements
 from circuitsearch.students.training.distill import distill
-from circuitsearch.students.training.trainer import trainable
+from circuitsearch.students.training.trainer import trainable, weights_digest
 from circuitsearch.students.walk import Walk
 from circuitsearch.teacher.decoders import ResidualDecoder, residual_decoder
 from circuitsearch.teacher.loading import Teacher
@@ -262,8 +261,4 @@ def _read(path: Path) -> list[float] | None:
 
 def weights_hash(view: Any) -> str:
     """Return a hash of the bytes of a view's trainable weights."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(trainable(view).items()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return weights_digest(dict(sorted(trainable(view).items())))[:16]

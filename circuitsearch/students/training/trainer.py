@@ -27,7 +27,7 @@ from circuitsearch.students.training.trace import Trace
 from circuitsearch.teacher.decoders import ResidualDecoder, continue_from
 from circuitsearch.teacher.documents.collate import IGNORED
 
-__all__ = ["PlanOfStep", "Trainer", "only_layers_train", "trainable"]
+__all__ = ["PlanOfStep", "Trainer", "only_layers_train", "trainable", "weights_digest"]
 
 PlanOfStep = Callable[[int], Plan]
 """The plan of a training step (from 0); a pure function, so that runs can be resumed."""
@@ -137,10 +137,10 @@ class Trainer:
             ]
             elastic += [[str(s), *order] for s, order in sorted((neurons or {}).items())]
             elastic += [replacements.fingerprint] if replacements else []
-        parts = [recipe.to_json(), features.key, seed, elastic, _weights_hash(named)]
+        parts = [recipe.to_json(), features.key, seed, elastic, weights_digest(named)]
         if self._inside.names:  # cached logits are in the features' key, the rest is not
             model: Any = getattr(teacher, "model", None)
-            parts.append(_weights_hash(dict(model.named_parameters())))
+            parts.append(weights_digest(dict(model.named_parameters())))
         self.identity = content_hash(parts)
 
     def weights(self) -> dict[str, float]:
@@ -303,8 +303,8 @@ def _stopped(step: int, report: dict[str, float]) -> str:
     )
 
 
-def _weights_hash(named: dict[str, nn.Parameter]) -> str:
-    """Return the SHA-256 of names and bytes of parameters."""
+def weights_digest(named: Mapping[str, nn.Parameter]) -> str:
+    """Return the SHA-256 of names and bytes of parameters, in their order."""
     digest = hashlib.sha256()
     for name, parameter in named.items():
         digest.update(name.encode())
