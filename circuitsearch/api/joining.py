@@ -36,6 +36,7 @@ def join_study(
     Raises:
         ConfigError: If there is no such study, or several and none is named; if it holds no
             configuration; if versions, teacher or data differ here (each difference is named).
+        DataError: If pages cannot be read.
         StorageError: If there is no such database, or it fails; if the folder is in use.
         TrainingError: If too many trainings have failed.
     """

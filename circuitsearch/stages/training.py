@@ -283,7 +283,7 @@ class StudentTrainer:
         """Return what measures a trained student, under which name and key the result is kept."""
         features = self._features[split]
         trained = self.objective(steps) if steps else {"anls": self.rule}  # or the teacher itself
-        key = [trained, self.teacher.fingerprint, features.key, plan.hash, seed, steps, phase]
+        key = [trained, features.key, plan.hash, seed, steps, phase]
         key += (build or Build()).key
         # the costs beside the quality are those of so long a prompt and answer
         generation = self._config.generation
