@@ -160,7 +160,7 @@ def drawn(tables: Mapping[str, Sequence[ResultRow]]) -> Figure:
     }
     names = sorted({name for lines in panels.values() for name in lines})
     figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
-    drawings = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    drawings = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     shown: dict[str, Any] = {}
     for axes, (steps, lines) in zip(drawings, panels.items(), strict=True):
         for name, points in sorted(lines.items()):
