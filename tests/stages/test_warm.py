@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -180,20 +180,19 @@ def test_a_search_begins_with_plans_of_findings_where_it_asks_for_them(
         runs.append(1)
         return FINDINGS
 
-    plans = warm_start(
-        searched,
-        tiny_teacher,
-        space,
-        prior=prior,
-        circuit={},
-        elastic=None,
-        pages=[],
-        findings=findings,
-        proposals=unasked,
-    )
+    begin = beginning(searched, tiny_teacher, space, prior)
+    plans = begin(findings=findings, proposals=unasked)
     assert plans[0] == (derived[0], "scores")
     assert plans[1:] == [(plan, "findings") for plan in derived[1 : 1 + wanted]]
     assert len(runs) == min(wanted, 1)  # analyses take minutes: none runs unasked
+
+
+def beginning(
+    work: Workspace, teacher: Teacher, space: Space, prior: Prior
+) -> Callable[..., list[tuple[Plan, str]]]:
+    """Return the warm start of a search without circuit graph, elastic teacher and findings."""
+    known = {"prior": prior, "circuit": {}, "elastic": None, "pages": [], "findings": dict}
+    return partial(warm_start, work, teacher, space, **known)
 
 
 def unasked(names: Sequence[str]) -> list[tuple[str, Proposal]]:
@@ -211,17 +210,7 @@ def test_heads_and_widths_begin_with_plans_of_published_methods(
     space = Space(tiny_teacher.shape, Budget.resolve([limit], tiny_teacher.shape), choices)
     prior = Prior(dict.fromkeys(space.names, 1.0))
     searched = Workspace(config, work.say)
-    begin = partial(
-        warm_start,
-        searched,
-        tiny_teacher,
-        space,
-        prior=prior,
-        circuit={},
-        elastic=None,
-        pages=[],
-        findings=dict,
-    )
+    begin = beginning(searched, tiny_teacher, space, prior)
     effects = begin(proposals=lambda names: [])
     offered = [Plan.parse("S0[1] M0:5 C3"), Plan.parse("C2[0] C3[1]"), effects[0][0]]
     asked: list[Sequence[str]] = []
@@ -257,17 +246,8 @@ def test_edges_of_free_heads_propose_where_the_circuit_has_heads(
     circuit = {"edges": [{"source": a, "target": b, "score": v} for (a, b), v in edges.items()]}
     searched = Workspace(config, QuietReporter())
     prior = Prior(dict.fromkeys(space.names, 0.1))
-    plans = warm_start(
-        searched,
-        tiny_teacher,
-        space,
-        prior=prior,
-        circuit=circuit,
-        elastic=None,
-        pages=[],
-        findings=dict,
-        proposals=lambda names: [],
-    )
+    begin = beginning(searched, tiny_teacher, space, prior)
+    plans = begin(circuit=circuit, proposals=lambda names: [])
     if level == "sublayers":
         assert plans == []
     else:
