@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from circuitsearch.config import CircuitConfig, LimitConfig, SearchConfig, StudyConfig
+from circuitsearch import stages
+from circuitsearch.config import (
+    CircuitConfig,
+    ElasticConfig,
+    LimitConfig,
+    SearchConfig,
+    StudyConfig,
+)
 from circuitsearch.core.budget import Budget, LimitSpec
 from circuitsearch.core.plan import Plan
 from circuitsearch.core.scores import Scores
+from circuitsearch.pipeline import Pipeline
 from circuitsearch.progress import QuietReporter
 from circuitsearch.search.space import Space
 from circuitsearch.search.units import Choices
@@ -65,3 +75,32 @@ def test_every_source_counts_passes_of_one_question(
         questions=5,
     )
     assert spent == 54 + 7 + 5 * 3 + expected
+
+
+@pytest.mark.parametrize(("weight", "walked"), [(0.0, ["elastic"]), (0.05, ["elastic", "teacher"])])
+def test_a_ranking_that_is_left_out_is_neither_walked_nor_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, walked: list[str]
+) -> None:
+    config = SearchConfig(
+        name="spent",
+        output=tmp_path,
+        budget=[LimitConfig(quantity="parameters", limit="30%")],
+        elastic=ElasticConfig(untrained=weight),
+    )
+    asked: list[str] = []
+
+    def ranked(line: Pipeline, view: str, name: str) -> list[tuple[Plan, float]]:
+        asked.append(view)
+        return [(Plan.parse("C0"), 2.0), (Plan.parse("C3"), 3.0)]
+
+    monkeypatch.setattr(Pipeline, "_ranked", ranked)
+    monkeypatch.setattr(stages, "passes_before", lambda *known: len(known[5]))
+    line: Any = Pipeline(Workspace(config, QuietReporter()))
+    line.space = SimpleNamespace(exceeds=lambda number: False)
+    line.teacher, line.elastic = SimpleNamespace(decoder="teacher"), "elastic"
+    line.scores = line.circuit = None
+    line.features = {"train": None, "select": SimpleNamespace(examples=[])}
+    monkeypatch.setattr(Pipeline, "_proposed", lambda line, names: [])
+    assert [loss for _, loss in line.predicted] == pytest.approx([2.0, 3.0])
+    assert line.spent == len(walked)
+    assert asked == walked
